@@ -1,0 +1,40 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Everything lives in .venv; nothing else is installed.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Waiting threads of libgomp spin unless told otherwise; every process that imports torch is started with these.
+export OMP_WAIT_POLICY := passive
+export GOMP_SPINCOUNT := 0
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test test-slow check install bench format clean
+
+demo: install
+	$(BIN)/farm render examples/demo.yaml --store .longtake --out demo.mp4
+
+test: install
+	$(BIN)/pytest -q -m "not slow and not gpu"
+
+test-slow: install
+	$(BIN)/pytest -q -m "slow and not gpu"
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/unit/test_imports.py
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; set PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+format:
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,196 @@
+"""A replica: one process that holds loaded stages and runs one task at a time.
+
+Tasks run in the actor's own thread; health, cancel and store writes have threads of their own, so they are answered
+while a task computes. A finished value is handed to Ray's object store first and persisted afterwards (`persist`), so
+that the next stage does not wait for the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from farm.errors import FarmError, InputError, StoreError, TaskCanceled
+from farm.store import Store
+from farm.task import Outcome, Task
+
+log = logging.getLogger(__name__)
+FETCH_TIMEOUT_S = 120.0  # for an input in the object store, before it is read from the store instead
+MODEL_STAGES = {"encode", "denoise", "decode"}
+
+# Must stand before torch is imported: waiting threads of libgomp spin otherwise (58 times slower on a busy machine).
+THREAD_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+
+
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """What a replica is told when it is made; `numerics` by stage."""
+
+    name: str
+    pool: str
+    stages: tuple[str, ...]
+    numerics: dict[str, dict[str, Any]]
+    cpus: int
+    gpus: float
+    store_uri: str
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How an attempt went, before its output is persisted. `value` refers to the artifact's bytes."""
+
+    outcome: Outcome
+    started_at: float
+    ended_at: float
+    load_s: float = 0.0
+    reason: str = ""
+    value: Any = None
+    peak_memory_bytes: int = 0
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a replica is doing; `preview` only where it is new."""
+
+    task: str | None
+    step: int
+    num_steps: int
+    preview: bytes
+
+
+class Replica:
+    """See the module; made through `actors.pool.start_replica`."""
+
+    def __init__(self, spec: ReplicaSpec) -> None:
+        os.environ.update(THREAD_ENVIRONMENT)
+        if not spec.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset for actors without GPUs: they would see all
+        self.spec, self.store = spec, Store(spec.store_uri)
+        self.loaded: dict[str, tuple[str, Any]] = {}  # stage to (model, stage object)
+        self.unsaved: dict[str, tuple[Task, Any, dict[str, Any]]] = {}
+        self.progress: Any = None
+        self.current: str | None = None
+        self.canceled: set[str] = set()
+        if MODEL_STAGES & set(spec.stages):
+            import torch
+
+            torch.set_num_threads(spec.cpus)
+
+    @ray.method(concurrency_group="io")
+    def where(self) -> tuple[str, int]:
+        """The node's id and the process id; answers once the replica has started."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+    @ray.method(concurrency_group="io")
+    def status(self) -> Status:
+        progress, task = self.progress, self.current
+        if progress is None or task is None:
+            return Status(None, 0, 1, b"")
+        preview, progress.preview = progress.preview, b""
+        return Status(task, progress.step, progress.num_steps, preview)
+
+    @ray.method(concurrency_group="io")
+    def cancel(self, key: str) -> None:
+        """Stop a task between two of its steps; also one that has not started yet."""
+        self.canceled.add(key)
+        if self.current == key and self.progress is not None:
+            self.progress.canceled = True
+
+    @ray.method(concurrency_group="store")
+    def persist(self, key: str) -> int:
+        """Write a finished task's artifact to the store; its size in bytes."""
+        task, artifact, info = self.unsaved[key]
+        try:
+            record = self.store.put(task, artifact, info=info)
+        finally:
+            self.unsaved.pop(key, None)
+            if isinstance(artifact, Path):
+                artifact.unlink(missing_ok=True)
+        return int(record["size"])
+
+    def warm(self, models: Sequence[tuple[str, str]]) -> float:
+        """Load stages before their first task comes: (stage, model) pairs. Returns the seconds it took."""
+        started = time.perf_counter()
+        for stage, model in models:
+            with contextlib.suppress(InputError, OSError, ValueError, RuntimeError):  # told by the task that needs it
+                self._stage(stage, model)
+        return time.perf_counter() - started
+
+    def run(self, task: Task, inputs: Sequence[tuple[Task, Any]]) -> Ran:
+        """Run one task.
+
+        Args:
+            inputs: each input's task and, where its value is still in the object store, a reference to its bytes.
+        """
+        from pipelines.stage import Progress
+
+        started_at, self.progress, self.current = time.time(), Progress(), task.key
+        self.progress.canceled = task.key in self.canceled
+        load_s = 0.0
+        try:
+            stage, load_s = self._stage(task.stage, task.model)
+            values = [self._input(source, value) for source, value in inputs]
+            result = stage.run(task.request, values, self.progress)
+            self.unsaved[task.key] = (task, result.artifact, dict(result.info))
+            value = ray.put(result.artifact) if isinstance(result.artifact, bytes) else None
+            info = {"first_step_at": self.progress.first_step_at}
+            return self._ran("succeeded", started_at, load_s, value=value, info=info)
+        except TaskCanceled as e:
+            return self._ran("canceled", started_at, load_s, reason=str(e))
+        except Exception as e:  # translated: the controller decides what to do with it
+            log.warning("task %s failed:\n%s", task.key, traceback.format_exc())
+            info = {"input_error": isinstance(e, InputError)}
+            reason = str(e) if isinstance(e, FarmError) else f"{type(e).__name__}: {e}"
+            return self._ran("failed", started_at, load_s, reason=reason[:2000], info=info)
+        finally:
+            self.current = self.progress = None
+            self.canceled.discard(task.key)
+
+    def _stage(self, stage: str, model: str) -> tuple[Any, float]:
+        """The loaded stage and the seconds that loading it took now; one model at a time per stage."""
+        from pipelines.stage import load_stage
+
+        if stage in MODEL_STAGES:
+            import torch
+
+            torch.set_flush_denormal(True)  # a property of the thread that computes
+        if self.loaded.get(stage, ("", None))[0] == model and stage in self.loaded:
+            return self.loaded[stage][1], 0.0
+        self.loaded.pop(stage, None)
+        started = time.perf_counter()
+        built = load_stage(stage, model=model, numerics=self.spec.numerics.get(stage, {}))
+        self.loaded[stage] = (model, built)
+        return built, time.perf_counter() - started
+
+    def _input(self, source: Task, value: Any) -> bytes | Path:
+        if value is not None:
+            try:
+                return bytes(ray.get(value, timeout=FETCH_TIMEOUT_S))
+            except (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError) as e:
+                log.info("value of %s is gone (%s); reading the store", source.key, type(e).__name__)
+        if source.stage == "assemble" and (path := self.store.local_path_of(source)):
+            return path
+        try:
+            return self.store.read(source)
+        except FileNotFoundError as e:
+            raise StoreError(str(e)) from e
+
+    def _ran(self, outcome: Outcome, started_at: float, load_s: float, **more: Any) -> Ran:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            more["info"] = more.get("info", {}) | {"peak_gpu_bytes": int(torch.cuda.max_memory_allocated())}
+            torch.cuda.reset_peak_memory_stats()
+        return Ran(outcome, started_at, time.time(), load_s, peak_memory_bytes=peak, **more)

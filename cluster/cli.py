@@ -1,0 +1,342 @@
+"""The command line: `farm render|plan|models|schema|report|doctor`.
+
+Exit codes: 0 done; 2 the input is at fault; 3 the render failed; 130 interrupted. Progress and faults go to standard
+error; `--json` prints one object as the last line of standard output, also on failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from farm.checkpoint import Checkpoint, find_checkpoint
+from farm.errors import InputError, Problem, RenderError
+from farm.film import Film, container_of, job_id_of, resolve
+from farm.journal import Job, publish_film, write_job
+from farm.plan import Plan, make_plan, tasks_to_run
+from farm.pools import Pool, cannot_fit, default_pools, load_pools, numerics, pools_as_json
+from farm.storyboard import json_schema, load_storyboard
+from farm.store import Store
+from farm.task import Task
+
+from .deliver import Target, deliver, read_target
+from .hardware import Connection, num_cpus, num_gpus
+
+POLL_S = 0.2
+STOP_TIMEOUT_S = 10.0  # for replicas to end their step after Ctrl-C
+CONTROLLER_TIMEOUT_S = 60.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    answer = Answer(as_json=getattr(args, "json", False))
+    try:
+        return int(args.run(args, answer))
+    except InputError as e:
+        return answer.fail(2, e.problems)
+    except RenderError as e:
+        return answer.fail(3, [Problem(str(e))])
+    except KeyboardInterrupt:
+        return answer.fail(130, [Problem("interrupted; the same command goes on where it stopped")])
+    except BrokenPipeError:
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="farm", description="A render farm for AI video: a storyboard becomes a film."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str, *, storyboard: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        if storyboard:
+            sub.add_argument("storyboard", type=Path, metavar="STORYBOARD")
+            sub.add_argument(
+                "--model", help="render with this model instead: builtin, a folder, or org/name[@revision]"
+            )
+            sub.add_argument("--pools", type=Path, metavar="FILE", help="which stages run on which hardware (YAML)")
+            sub.add_argument(
+                "--store", metavar="URI", help="where finished work lives (default: $LONGTAKE_STORE or .longtake)"
+            )
+            sub.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+        return sub
+
+    render = command("render", run_render, "render a storyboard to a film", storyboard=True)
+    render.add_argument("--out", metavar="FILE_OR_FOLDER", help="the film's file, or a folder for PNG frames")
+    render.add_argument(
+        "--address", metavar="A", help="a Ray cluster to render on (default: $RAY_ADDRESS or a local Ray)"
+    )
+    command("plan", run_plan, "show what a storyboard would need, without rendering", storyboard=True)
+    command("schema", run_schema, "print the storyboard's JSON Schema")
+    models = command("models", run_models, "list the models, or examine a checkpoint folder")
+    models.add_argument("path", nargs="?", metavar="PATH")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    report = command("report", run_report, "draw the report of a job")
+    report.add_argument("job", metavar="JOB")
+    report.add_argument("--store", metavar="URI")
+    doctor = command("doctor", run_doctor, "check this machine, and what the pools ask for")
+    doctor.add_argument("--pools", type=Path, metavar="FILE")
+    return parser
+
+
+class Answer:
+    """What `--json` will print: filled in as the command goes on, so that a failure tells what was known."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.started = time.monotonic()
+        self.data: dict[str, Any] = {
+            "job": None, "status": "failed", "film": None, "width": None, "height": None, "fps": None, "frames": None,
+            "seconds": None, "shots": [], "tasks": {"total": 0, "run": 0, "reused": 0, "retried": 0}, "wall_s": 0.0,
+            "stage_s": {}, "seams": [], "errors": [],
+        }  # fmt: skip
+
+    def tell_film(self, film: Film, job: str) -> None:
+        width, height = film.delivered_px
+        shots = [{"id": s.id, "frames": s.num_frames, "chunks": len(s.chunks), "clip": None} for s in film.shots]
+        self.data |= {
+            "job": job, "width": width, "height": height, "fps": film.output_fps, "frames": film.num_delivered,
+            "seconds": film.num_delivered / film.output_fps, "shots": shots,
+        }  # fmt: skip
+
+    def fail(self, code: int, problems: Sequence[Problem]) -> int:
+        statuses = {2: "failed", 3: "failed", 130: "canceled"}
+        self.data |= {"status": statuses[code], "errors": [p.as_json() for p in problems]}
+        for problem in problems:
+            print(f"farm: {problem}", file=sys.stderr)
+        return self.finish(code)
+
+    def finish(self, code: int) -> int:
+        self.data["wall_s"] = round(time.monotonic() - self.started, 3)
+        if self.as_json:
+            print(json.dumps(self.data), flush=True)
+        return code
+
+
+@dataclass(frozen=True)
+class Order:
+    """A storyboard that has been read, checked and planned."""
+
+    job: Job
+    plan: Plan
+    pools: dict[str, Pool]
+    store: Store
+    container: str
+    missing: set[str]
+    warnings: tuple[str, ...]
+
+
+def read_order(args: argparse.Namespace, answer: Answer, *, target: Target) -> Order:
+    """Check everything that can be checked without Ray; writes nothing.
+
+    Raises:
+        InputError: with all faults of the storyboard.
+    """
+    draft = load_storyboard(args.storyboard)
+    pools = load_pools(args.pools) if args.pools else default_pools(num_cpus=num_cpus(), num_gpus=num_gpus())
+    model = args.model or (draft.top.model if draft.top else None)
+    checkpoint: Checkpoint | None = None
+    faults: tuple[Problem, ...] = ()
+    if model is not None:
+        try:
+            checkpoint = find_checkpoint(model, beside=Path.cwd() if args.model else args.storyboard.parent)
+        except InputError as e:
+            faults = e.problems if args.model else tuple(draft.document.problem(("model",), str(p)) for p in e.problems)
+    resolved = resolve(draft, checkpoint, model_problems=faults)
+    assert checkpoint is not None
+    film = resolved.film
+    container = container_of(target.suffix, film.codec)
+    store = Store(args.store or os.environ.get("LONGTAKE_STORE") or ".longtake")
+    store.check()
+    job = Job(job_id_of(film, checkpoint), film, checkpoint, args.storyboard.read_text("utf-8-sig"))
+    plan = make_plan(film, checkpoint, numerics(pools), container=container, stills=target.folder is not None)
+    missing = tasks_to_run(plan.tasks, plan.targets, store.has)
+    answer.tell_film(film, job.id)
+    answer.data["tasks"] |= {"total": len(plan.tasks), "reused": len(plan.tasks) - len(missing)}
+    return Order(job, plan, pools, store, container, missing, resolved.warnings)
+
+
+# -- farm render
+
+
+def run_render(args: argparse.Namespace, answer: Answer) -> int:
+    target = read_target(args.out)
+    order = read_order(args, answer, target=target)
+    for warning in order.warnings:
+        print(f"farm: warning: {warning}", file=sys.stderr)
+    if order.missing:
+        connection = Connection(args.address, order.pools)
+        try:
+            view = drive(order, connection)
+        finally:
+            connection.close()
+        answer.data["tasks"] |= {"run": view["run"], "retried": view["retried"]}
+        answer.data["stage_s"] = {stage: round(s, 4) for stage, s in view["stage_s"].items()}
+        answer.data["first_step_at"] = view["first_step_at"]
+        if view["status"] != "completed":
+            return tell_unfinished(order, view, answer)
+        film = view["film"]
+    else:
+        order.store.create()
+        write_job(order.store, order.job)
+        film = publish_film(order.store, order.job, order.plan)
+    path = deliver(target, order.store, order.plan, film)
+    for shot, told in zip(order.plan.shots, answer.data["shots"], strict=True):
+        told["clip"] = order.store.full(f"films/{order.job.id}/shots/{shot.id}.{order.plan.tasks[shot.clip].extension}")
+    answer.data |= {"status": "completed", "film": path}
+    draw_report(order.store, order.job.id)
+    print(f"farm: {path} ({answer.data['frames']} frames, {answer.data['seconds']:.2f} s)", file=sys.stderr)
+    return answer.finish(0)
+
+
+def tell_unfinished(order: Order, view: dict[str, Any], answer: Answer) -> int:
+    done = sum(order.store.has(order.plan.tasks[shot.clip]) for shot in order.plan.shots)
+    left = f"{done} of {len(order.plan.shots)} shots are in the store; the same command goes on from there"
+    if view["status"] == "canceled":
+        return answer.fail(130, [Problem(f"interrupted; {left}")])
+    return answer.fail(3, [Problem(f"{e}; {left}") for e in view["errors"]])
+
+
+def drive(order: Order, connection: Connection) -> dict[str, Any]:
+    """Submit the job to the controller, show progress until it ends, and pass on Ctrl-C and SIGTERM."""
+    import ray
+
+    from actors.controller import start_controller
+    from actors.pool import cluster_nodes
+
+    from .progress import show_progress
+
+    stop = StopRequest()  # after ray.init, which installs handlers of its own
+    told = cannot_fit(order.pools, cluster_nodes())
+    if told:
+        raise InputError(*told)
+    order.store.create()
+    write_job(order.store, order.job)
+    job, pools = order.job.id, pools_as_json(order.pools)
+    name = (
+        "controller-" + hashlib.sha256(json.dumps([order.store.root, pools], sort_keys=True).encode()).hexdigest()[:16]
+    )
+    uri = str(Path(order.store.root).absolute()) if order.store.is_local else order.store.uri
+    controller = start_controller(name, uri, pools)
+
+    def ask(method: str, *values: Any, **options: Any) -> Any:
+        return ray.get(getattr(controller, method).remote(*values, **options), timeout=CONTROLLER_TIMEOUT_S)
+
+    stills = any(shot.stills for shot in order.plan.shots)
+    ask("submit", job, container=order.container, stills=stills)
+    canceled_at = 0.0
+    with show_progress(order.job.film.title) as show:
+        while True:
+            view: dict[str, Any] = ask("view", job)
+            show(view)
+            if stop.asked and not canceled_at:
+                canceled_at = time.monotonic()
+                ask("cancel", job)
+            is_over = view["status"] in ("completed", "failed", "canceled")
+            if is_over and (not canceled_at or ask("is_idle") or time.monotonic() - canceled_at > STOP_TIMEOUT_S):
+                break
+            time.sleep(POLL_S)
+    if connection.is_local:
+        ask("close")
+        ray.kill(controller)
+    return view
+
+
+class StopRequest:
+    """Remembers that somebody pressed Ctrl-C or sent SIGTERM."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def draw_report(store: Store, job: str) -> str:
+    from dashboards.report import make_report
+
+    return store.publish(f"films/{job}/report.html", make_report(store, job).encode())
+
+
+# -- the other commands
+
+
+def run_plan(args: argparse.Namespace, answer: Answer) -> int:
+    order = read_order(args, answer, target=Target())
+    answer.data["status"] = "planned"
+    if args.json:
+        return answer.finish(0)
+    for line in plan_table(order):
+        print(line)
+    return 0
+
+
+def plan_table(order: Order) -> list[str]:
+    """A plan as text: one row per shot, then one per stage."""
+    film, tasks = order.job.film, order.plan.tasks
+    width, height = film.delivered_px
+    lines = [
+        f"{film.title}: job {order.job.id}, {film.num_delivered} frames of {width}x{height} at {film.output_fps:g} fps "
+        f"({film.num_delivered / film.output_fps:.2f} s), model {film.model}",
+        "",
+        f"{'shot':<20} {'chunks':>6} {'generated':>9} {'kept':>6} {'delivered':>9}  state",
+    ]
+    for shot, planned in zip(film.shots, order.plan.shots, strict=True):
+        lacking = [tasks[k].stage for k in planned.tasks if k in order.missing]
+        state = "done" if not lacking else "needs " + ", ".join(dict.fromkeys(lacking))
+        generated = sum(c.generated for c in shot.chunks)
+        lines.append(
+            f"{shot.id:<20} {len(shot.chunks):>6} {generated:>9} {shot.num_frames:>6} {shot.num_delivered:>9}  {state}"
+        )
+    lines += ["", f"{'stage':<12} {'tasks':>6} {'to run':>7} {'exist':>6}"]
+    for stage in dict.fromkeys(t.stage for t in tasks.values()):
+        mine = [k for k, t in tasks.items() if t.stage == stage]
+        lacking_count = sum(k in order.missing for k in mine)
+        lines.append(f"{stage:<12} {len(mine):>6} {lacking_count:>7} {len(mine) - lacking_count:>6}")
+    return [*lines, *(f"warning: {w}" for w in order.warnings)]
+
+
+def run_schema(args: argparse.Namespace, answer: Answer) -> int:
+    print(json_schema())
+    return 0
+
+
+def run_models(args: argparse.Namespace, answer: Answer) -> int:
+    from .models import show_models
+
+    return show_models(args.path, as_json=args.json)
+
+
+def run_report(args: argparse.Namespace, answer: Answer) -> int:
+    store = Store(args.store or os.environ.get("LONGTAKE_STORE") or ".longtake")
+    print(draw_report(store, args.job))
+    return 0
+
+
+def run_doctor(args: argparse.Namespace, answer: Answer) -> int:
+    from .doctor import examine
+
+    return examine(load_pools(args.pools) if args.pools else None)
+
+
+def describe(task: Task) -> str:
+    return f"{task.stage} {task.label}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

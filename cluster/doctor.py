@@ -1,0 +1,89 @@
+"""`farm doctor`: one line for everything a render needs: ok, warning or failure, and what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+
+from farm.pools import NodeFacts, Pool, asked, cannot_fit, cpus_asked, default_pools
+
+from .hardware import num_cpus, num_gpus
+
+Line = tuple[str, str, str]  # ok | warning | failure, what, words
+GIB = 2**30
+ENCODERS = {"h264": "libx264", "h265": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9", "prores": "prores_ks"}
+
+
+def examine(pools: Mapping[str, Pool] | None) -> int:
+    """Print all lines; 0 unless one of them is a failure, then 1."""
+    lines = [*_software(), *_ffmpeg(), *_room(), *_pools(pools)]
+    for state, what, words in lines:
+        print(f"{state:<8} {what:<10} {words}")
+    return 1 if any(state == "failure" for state, _, _ in lines) else 0
+
+
+def _software() -> Iterator[Line]:
+    version = ".".join(str(n) for n in sys.version_info[:3])
+    yield ("ok" if sys.version_info >= (3, 11) else "failure", "python", f"{version}; 3.11 or newer is needed")
+    for package in ("torch", "diffusers", "transformers", "ray"):
+        try:
+            yield "ok", package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            yield "failure", package, "is not installed; run make install"
+    gpus = num_gpus()
+    if not gpus:
+        yield "warning", "cuda", "no GPU found; everything runs on CPUs, which suits the built-in model only"
+        return
+    try:
+        import torch
+
+        able = torch.cuda.is_available()
+    except ImportError:
+        able = False
+    words = f"{gpus} GPUs, torch {'can' if able else 'cannot'} use them"
+    yield ("ok" if able else "failure", "cuda", words if able else f"{words}; install a CUDA build of torch")
+
+
+def _ffmpeg() -> Iterator[Line]:
+    try:
+        import imageio_ffmpeg
+
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+        told = subprocess.run([program, "-hide_banner", "-encoders"], capture_output=True, text=True, timeout=30)
+    except (ImportError, RuntimeError, OSError, subprocess.TimeoutExpired) as e:
+        yield "failure", "ffmpeg", f"cannot be run: {e}; pip install imageio-ffmpeg"
+        return
+    have = {line.split()[1] for line in told.stdout.splitlines() if len(line.split()) > 1}
+    lacking = [codec for codec, encoder in ENCODERS.items() if encoder not in have]
+    yield ("warning" if lacking else "ok", "ffmpeg", f"lacks {', '.join(lacking)}" if lacking else "all encoders")
+
+
+def _room() -> Iterator[Line]:
+    memory = psutil.virtual_memory().available / GIB
+    yield ("ok" if memory >= 4 else "warning", "memory", f"{memory:.1f} GiB free; 4 are enough for the built-in model")
+    for what, folder in (("disk", Path.cwd()), ("temporary", Path(tempfile.gettempdir()))):
+        free = shutil.disk_usage(folder).free / GIB
+        yield ("ok" if free >= 5 else "warning", what, f"{free:.1f} GiB free in {folder}; 5 or more are advised")
+
+
+def _pools(pools: Mapping[str, Pool] | None) -> Iterator[Line]:
+    cpus, gpus = num_cpus(), num_gpus()
+    pools = pools or default_pools(num_cpus=cpus, num_gpus=gpus)
+    here = NodeFacts("this machine", max(cpus, cpus_asked(pools)), gpus, psutil.virtual_memory().total, None, {})
+    for name, pool in pools.items():
+        lacking = cannot_fit({name: pool}, [here])
+        words = f"{', '.join(pool.stages)} on {asked(pool)}; {pool.replicas.min} to {pool.replicas.max} replicas"
+        yield ("failure", f"pool {name}", lacking[0]) if lacking else ("ok", f"pool {name}", words)
+    if cpus_asked(pools) > cpus:
+        yield (
+            "warning", "pools",
+            f"the pools ask for {cpus_asked(pools)} CPUs, this machine has {cpus}: a local Ray declares as many, and "
+            "they will share",
+        )  # fmt: skip

@@ -1,0 +1,98 @@
+"""This machine and Ray: what hardware there is, starting a local Ray, joining a cluster, leaving either."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from farm.errors import InputError
+from farm.pools import Pool, cpus_asked
+
+MAX_TEMP_PATH = 40  # Ray puts Unix sockets some 60 characters below it, and they end at 107
+
+
+def num_gpus() -> int:
+    """GPUs that this process may use, found without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([v for v in visible.split(",") if v.strip() not in ("", "-1")])
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return 0
+    try:
+        told = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return 0
+    return sum(line.startswith("GPU ") for line in told.stdout.splitlines())
+
+
+def num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare_environment() -> None:
+    """What must stand before ray is imported and is inherited by every process it starts."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+class Connection:
+    """A connection to a cluster, or a local Ray of our own; leave it with `close`."""
+
+    def __init__(self, address: str | None, pools: Mapping[str, Pool]) -> None:
+        """Connect.
+
+        Raises:
+            InputError: there is no cluster at that address.
+        """
+        prepare_environment()
+        self.address = address or os.environ.get("RAY_ADDRESS") or None
+        self.folder: Path | None = None
+        if self.address is None:
+            self._token(os.environ)
+        import ray
+
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
+        if self.address is None:
+            self.folder = own_folder()
+            ray.init(
+                address="local", num_cpus=max(num_cpus(), cpus_asked(pools)), num_gpus=num_gpus(),
+                include_dashboard=False, _temp_dir=str(self.folder), namespace="longtake", **quiet,
+            )  # fmt: skip
+            return
+        try:
+            ray.init(address=self.address, namespace="longtake", **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as e:
+            reason = str(e).strip().splitlines()[0]
+            raise InputError(f"--address must name a running Ray cluster, got {self.address!r}: {reason}") from None
+
+    @property
+    def is_local(self) -> bool:
+        return self.folder is not None
+
+    def close(self) -> None:
+        import ray
+
+        ray.shutdown()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _token(self, environment: Any) -> None:
+        """A local Ray answers only to this process and its children: a secret of its own, made anew each time."""
+        environment["RAY_AUTH_MODE"] = "token"
+        environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def own_folder() -> Path:
+    """A new temporary folder with a path short enough for Ray's sockets."""
+    where = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="longtake-", dir=where if len(where) <= MAX_TEMP_PATH else "/tmp"))

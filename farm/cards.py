@@ -1,0 +1,100 @@
+"""Model cards: what the planner must know of a model where torch is not installed.
+
+A card is the data of a family (found from `_class_name` in model_index.json) with what the checkpoint's own JSON files
+say filled in. Cards hold facts only; the tensors' side of a family is in pipelines/families/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .chunks import FrameRule
+
+Matrix = tuple[tuple[float, ...], ...]
+
+# Latent channel to RGB, for previews without a VAE. Source: ComfyUI, comfy/latent_formats.py, class Wan21.
+WAN21_RGB: Matrix = (
+    (-0.1299, -0.1692, 0.2932), (0.0671, 0.0406, 0.0442), (0.3568, 0.2548, 0.1747), (0.0372, 0.2344, 0.1420),
+    (0.0313, 0.0189, -0.0328), (0.0296, -0.0956, -0.0665), (-0.3477, -0.4059, -0.2925), (0.0166, 0.1902, 0.1975),
+    (-0.0412, 0.0267, -0.1364), (-0.1293, 0.0740, 0.1636), (0.0680, 0.3019, 0.1128), (0.0032, 0.0581, 0.0639),
+    (-0.1251, 0.0927, 0.1699), (0.0060, -0.0633, 0.0005), (0.3477, 0.2275, 0.2950), (0.1984, 0.0913, 0.1861),
+    (-0.1835, -0.0868, -0.3360),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model can do and what it expects."""
+
+    name: str
+    family: str
+    modes: tuple[str, ...]  # text | image | first_last | frames | reference
+    contexts: tuple[str, ...]  # kinds of context, strongest first: latents | frames | last_frame
+    rule: FrameRule
+    size: tuple[int, int]  # native width and height, px
+    fps: float
+    fps_conditioned: bool  # whether the model is told the frame rate
+    multiple_px: int  # width and height must be multiples of it: VAE factor x patch
+    spatial_factor: int
+    latent_channels: int
+    steps: int
+    guidance: float
+    guidance_low: float | None  # of the low-noise expert; None where there is one transformer
+    boundary_ratio: float | None
+    per_token_timesteps: bool
+    chunk_frames: int
+    overlap_frames: int
+    max_tokens: int  # of a prompt
+    latent_rgb: Matrix = ()  # one row a channel, then the bias
+    stages: Mapping[str, tuple[str, ...]] = None  # type: ignore[assignment]  # stage to the components it loads
+
+    def __post_init__(self) -> None:
+        if self.stages is None:
+            experts = ("transformer", "transformer_2") if self.boundary_ratio is not None else ("transformer",)
+            stages = {"encode": ("tokenizer", "text_encoder"), "denoise": (*experts, "scheduler"), "decode": ("vae",)}
+            object.__setattr__(self, "stages", stages)
+
+
+WAN = ModelCard(
+    name="wan", family="wan", modes=("text",), contexts=(), rule=FrameRule(4, 1), size=(832, 480), fps=16,
+    fps_conditioned=False, multiple_px=16, spatial_factor=8, latent_channels=16, steps=50, guidance=5.0,
+    guidance_low=None, boundary_ratio=None, per_token_timesteps=False, chunk_frames=81, overlap_frames=5,
+    max_tokens=512, latent_rgb=WAN21_RGB,
+)  # fmt: skip
+
+FAMILIES: dict[str, ModelCard] = {"WanPipeline": WAN}
+
+# What the built-in model changes of its family's card.
+BUILTIN: dict[str, Any] = dict(
+    name="builtin", size=(96, 64), fps=8.0, steps=20, guidance=4.0, chunk_frames=17, max_tokens=64
+)
+
+
+def wan_card(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> ModelCard:
+    """Fill in the Wan card from model_index.json and the components' config.json.
+
+    Wan2.2's official guidance (its repository's configs): T2V-A14B 4.0 for high noise and 3.0 for low noise; TI2V-5B is
+    the checkpoint with `expand_timesteps`: 24 fps, 121 frames, 1280x704.
+    """
+    vae, transformer = configs["vae"], configs["transformer"]
+    spatial, temporal = vae.get("scale_factor_spatial", 8), vae.get("scale_factor_temporal", 4)
+    patch = transformer.get("patch_size", (1, 2, 2))
+    boundary = index.get("boundary_ratio")
+    card = replace(
+        WAN,
+        rule=FrameRule(temporal, 1),
+        spatial_factor=spatial,
+        multiple_px=spatial * max(patch[1], patch[2]),
+        latent_channels=transformer.get("in_channels", 16),
+        boundary_ratio=boundary,
+        per_token_timesteps=bool(index.get("expand_timesteps", False)),
+        latent_rgb=WAN21_RGB if transformer.get("in_channels", 16) == 16 else (),
+        stages=None,
+    )
+    if boundary is not None:
+        card = replace(card, steps=40, guidance=4.0, guidance_low=3.0)
+    if card.per_token_timesteps:
+        card = replace(card, size=(1280, 704), fps=24, chunk_frames=121)
+    return card

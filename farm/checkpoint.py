@@ -1,0 +1,224 @@
+"""A checkpoint in the diffusers folder format, examined without torch: its card and its components' fingerprints.
+
+Only safetensors and JSON are accepted. Weights are read whole once to be fingerprinted; the result is remembered by
+path, size and time of change, so that planning again costs a `stat` per file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import cards
+from .cards import ModelCard
+from .document import suggest
+from .errors import InputError
+
+BUILTIN_FOLDER = Path(__file__).parent.parent / "pipelines" / "builtin" / "weights"
+PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+KNOWN_LIBRARIES = {"diffusers", "transformers"}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on this machine: where it lies, what it can do, and the fingerprint of each component."""
+
+    name: str  # as the storyboard says it
+    folder: str
+    card: ModelCard
+    fingerprints: Mapping[str, str]
+
+    def components_of(self, stage: str) -> tuple[tuple[str, str], ...]:
+        return tuple((c, self.fingerprints[c]) for c in self.card.stages[stage])
+
+    @property
+    def fingerprint(self) -> str:
+        """One short name for all components together."""
+        return hashlib.sha256(json.dumps(dict(self.fingerprints), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def find_checkpoint(name: str, *, beside: Path) -> Checkpoint:
+    """Resolve a storyboard's `model`: `builtin`, a folder (relative to `beside`), or a hub id `org/name[@revision]`.
+
+    Raises:
+        InputError: there is no such model, or it cannot be used; says why and what to do.
+    """
+    if name == "builtin":
+        if not (BUILTIN_FOLDER / "model_index.json").is_file():
+            raise InputError("model 'builtin' is not part of this installation; name a folder or a hub id")
+        checkpoint = read_checkpoint(BUILTIN_FOLDER, name=name)
+        return replace(checkpoint, card=replace(checkpoint.card, **cards.BUILTIN))
+    folder = Path(os.path.expanduser(name))
+    folder = folder if folder.is_absolute() else beside / folder
+    if folder.is_dir():
+        return read_checkpoint(folder.resolve(), name=name)
+    if HUB_ID.fullmatch(name) and not name.startswith("."):
+        return read_checkpoint(_fetch(name), name=name)
+    raise InputError(f"model must be builtin, a folder or a hub id (org/name), got {name!r}: there is no such folder")
+
+
+def _fetch(hub_id: str) -> Path:
+    """Bring a checkpoint from the hub into its local cache (config and safetensors files only)."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo, _, revision = hub_id.partition("@")
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise InputError(f"model {hub_id!r} is not a folder here and could not be had from the hub: {reason}") from e
+
+
+def read_checkpoint(folder: Path, *, name: str) -> Checkpoint:
+    """Examine a diffusers folder.
+
+    Raises:
+        InputError: no or unknown pipeline class, a missing or damaged component, pickled weights, custom code.
+    """
+    index = _read_json(folder / "model_index.json", missing=f"model {name!r} is not in diffusers format")
+    kind = index.get("_class_name")
+    if kind not in cards.FAMILIES:
+        known = ", ".join(cards.FAMILIES)
+        near = suggest(kind, cards.FAMILIES) if isinstance(kind, str) else ""
+        raise InputError(f"model {name!r} must be of a known pipeline class ({known}), got {kind!r}{near}")
+    listed = {
+        k: v for k, v in index.items() if not k.startswith("_") and isinstance(v, list) and len(v) == 2 and all(v)
+    }
+    for component, (library, cls) in listed.items():
+        if library not in KNOWN_LIBRARIES:
+            raise InputError(
+                f"model {name!r}: component {component} must be a class of diffusers or transformers, got "
+                f"{library}.{cls}; checkpoints with code of their own are not loaded"
+            )
+        _check_component(folder / component, name=name)
+    configs = {c: _read_config(folder / c) for c in listed}
+    missing = [c for c in ("transformer", "vae", "text_encoder", "tokenizer", "scheduler") if c not in listed]
+    if missing:
+        raise InputError(f"model {name!r}: model_index.json must name {', '.join(missing)}")
+    card = replace(cards.wan_card(index, configs), name=name)
+    if card.boundary_ratio is not None and "transformer_2" not in listed:
+        raise InputError(f"model {name!r}: a checkpoint with boundary_ratio must have transformer_2")
+    needed = sorted({c for components in card.stages.values() for c in components})
+    with ThreadPoolExecutor(4) as pool:
+        prints = pool.map(lambda c: fingerprint_folder(folder / c), needed)
+    _remembered.save()
+    return Checkpoint(name, str(folder), card, dict(zip(needed, prints, strict=True)))
+
+
+def _read_json(path: Path, *, missing: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{missing}: {path.name} is missing in {path.parent}") from None
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path} must be readable JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    for file in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
+        if (folder / file).is_file():
+            return _read_json(folder / file, missing="")
+    return {}
+
+
+def _check_component(folder: Path, *, name: str) -> None:
+    if not folder.is_dir():
+        raise InputError(f"model {name!r}: folder {folder.name}/ is missing")
+    files = [f for f in folder.iterdir() if f.is_file()]
+    weights = [f for f in files if f.suffix == ".safetensors"]
+    pickled = [f for f in files if f.suffix in PICKLED]
+    if pickled and not weights:
+        raise InputError(
+            f"model {name!r}: {folder.name}/{pickled[0].name} is a pickle, which can run code when loaded; "
+            "convert it to safetensors (save_pretrained(..., safe_serialization=True))"
+        )
+    config = folder / "config.json"
+    if config.is_file():
+        if not weights:
+            raise InputError(f"model {name!r}: {folder.name}/ has no safetensors weights")
+        if "auto_map" in _read_json(config, missing=""):
+            raise InputError(f"model {name!r}: {folder.name} asks for code of its own (auto_map), which is not loaded")
+    if not files:
+        raise InputError(f"model {name!r}: folder {folder.name}/ is empty")
+    for shards in folder.glob("*.index.json"):
+        wanted = set(_read_json(shards, missing="").get("weight_map", {}).values())
+        lacking = sorted(w for w in wanted if not (folder / w).is_file())
+        if lacking:
+            raise InputError(f"model {name!r}: {folder.name}/{lacking[0]} is missing")
+    for file in weights:
+        _check_safetensors(file, name=name)
+
+
+def _check_safetensors(path: Path, *, name: str) -> None:
+    """Compare the length that the header promises with the file's: catches truncated and foreign files."""
+    size = path.stat().st_size
+    place = f"model {name!r}: {path.parent.name}/{path.name}"
+    with path.open("rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        if size < 8 or length > min(size - 8, 100_000_000):
+            raise InputError(f"{place} is not a safetensors file, or cut short at {size} bytes")
+        try:
+            header = json.loads(f.read(length))
+            end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{place} is damaged: its header cannot be read; fetch it again") from None
+    if 8 + length + end != size:
+        raise InputError(f"{place} is damaged: must have {8 + length + end} bytes, got {size}; fetch it again")
+
+
+class _Remembered:
+    """Hashes of files by path, size and time of change, kept in the user's cache folder."""
+
+    def __init__(self) -> None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self.file = root / "longtake" / "fingerprints.json"
+        self.known: dict[str, str] | None = None
+        self.changed = False
+
+    def hash_of(self, path: Path) -> str:
+        if self.known is None:
+            try:
+                self.known = json.loads(self.file.read_text())
+            except (OSError, ValueError):
+                self.known = {}
+        real, stat = path.resolve(), path.stat()
+        entry = f"{real}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+        if entry not in self.known:
+            with real.open("rb") as f:
+                self.known[entry] = hashlib.file_digest(f, "sha256").hexdigest()
+            self.changed = True
+        return self.known[entry]
+
+    def save(self) -> None:
+        if not self.changed:
+            return
+        with contextlib.suppress(OSError):  # a read-only home only costs time
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part = self.file.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps(self.known))
+            part.replace(self.file)
+            self.changed = False
+
+
+_remembered = _Remembered()
+
+
+def fingerprint_folder(folder: Path) -> str:
+    """SHA-256 over the names and contents of a component's files."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix not in PICKLED | {".md"})
+    lines = [f"{f.relative_to(folder).as_posix()} {_remembered.hash_of(f)}" for f in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,197 @@
+"""YAML as users write it: values with the line of every key, and faults told in the user's own words.
+
+Only plain data is built (no tags), anchors may be used but not to blow up (`MAX_NODES`), and a key may stand only once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from .errors import InputError, Problem
+
+MAX_BYTES = 32 * 2**20
+MAX_NODES = 2_000_000
+MAX_DEPTH = 32
+
+Place = tuple[str | int, ...]
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML file as plain data, and the line (from 1) on which each of its keys and items stands."""
+
+    data: Any
+    lines: dict[Place, int]
+    file: str
+
+    def problem(self, place: Place, message: str) -> Problem:
+        """A fault at `place`, or at the nearest place around it that stands in the file."""
+        line = next((self.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in self.lines), None)
+        return Problem(message, dotted(place), self.file, line)
+
+
+def dotted(place: Place) -> str:
+    """`("shots", 3, "seconds")` as users write it: `shots[3].seconds`."""
+    text = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place)
+    return text.removeprefix(".")
+
+
+def read_document(raw: bytes, *, file: str) -> Document:
+    """Parse YAML.
+
+    Raises:
+        InputError: not UTF-8 text, not YAML, too large, or with duplicate keys; all faults that were found.
+    """
+    if len(raw) > MAX_BYTES:
+        raise InputError(Problem(f"the file must have at most {MAX_BYTES >> 20} MiB, got {len(raw) >> 20}", file=file))
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise InputError(Problem(f"the file must be YAML in UTF-8, got byte {raw[e.start]:#04x}", file=file)) from None
+    try:
+        root = yaml.compose(text, Loader=Loader)
+    except (yaml.YAMLError, RecursionError) as e:
+        mark = getattr(e, "problem_mark", None)
+        reason = getattr(e, "problem", None) or str(e).split("\n")[0] or "nested too deeply"
+        raise InputError(Problem(f"not valid YAML: {reason}", "", file, mark.line + 1 if mark else None)) from None
+    if root is None:
+        raise InputError(Problem("the file is empty", file=file))
+    builder = _Builder(file)
+    data = builder.build(root, ())
+    if builder.problems:
+        raise InputError(*builder.problems)
+    return Document(data, builder.lines, file)
+
+
+class _Builder:
+    def __init__(self, file: str) -> None:
+        self.file, self.lines, self.num_nodes = file, dict[Place, int](), 0
+        self.problems: list[Problem] = []
+        self.scalars = Loader("")
+
+    def build(self, node: Any, place: Place) -> Any:
+        line = node.start_mark.line + 1
+        self.lines.setdefault(place, line)
+        self.num_nodes += 1
+        if self.num_nodes > MAX_NODES or len(place) > MAX_DEPTH:
+            what = "nested too deeply" if len(place) > MAX_DEPTH else "too large once its aliases are expanded"
+            raise InputError(Problem(f"the file is {what}", dotted(place), self.file, line))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, place)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item, (*place, i)) for i, item in enumerate(node.value)]
+        if not node.tag.startswith("tag:yaml.org,2002:"):
+            self._fault(node, place, f"YAML tags are not used here, got {node.tag}")
+            return None
+        try:
+            return self.scalars.construct_object(node)
+        except (yaml.YAMLError, ValueError, OverflowError) as e:
+            self._fault(node, place, f"{dotted(place)} cannot be read: {str(e).splitlines()[0]}")
+            return None
+
+    def _mapping(self, node: Any, place: Place) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode) or not isinstance(key, str):
+                self._fault(key_node, place, "keys must be plain words")
+            elif key in result:
+                self._fault(key_node, (*place, key), f"{dotted((*place, key))} stands twice")
+            else:
+                self.lines[(*place, key)] = key_node.start_mark.line + 1
+                result[key] = self.build(value_node, (*place, key))
+        return result
+
+    def _fault(self, node: Any, place: Place, message: str) -> None:
+        self.problems.append(Problem(message, dotted(place), self.file, node.start_mark.line + 1))
+
+
+WANTED = {
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "string_type": "text (put it in quotes)", "bool_type": "true or false", "list_type": "a list",
+    "tuple_type": "a list", "dict_type": "a mapping of keys to values", "model_type": "a mapping of keys to values",
+    "model_attributes_type": "a mapping of keys to values", "finite_number": "a finite number",
+    "int_parsing_size": "a whole number below 2**63",
+}  # fmt: skip
+
+
+def check(model: type[BaseModel], data: Any, document: Document, place: Place) -> tuple[Any, list[Problem]]:
+    """Validate `data`, which stands at `place`: the model object (None where faulty) and all faults."""
+    try:
+        return model.model_validate(data), []
+    except ValidationError as error:
+        found: dict[str, Problem] = {}
+        for e in error.errors(include_url=False):
+            problem = _translate(e, model, data, document, place)
+            found.setdefault(problem.key + problem.message.partition(" must")[0], problem)
+        return None, list(found.values())
+
+
+def _translate(e: Any, model: type[BaseModel], data: Any, document: Document, place: Place) -> Problem:
+    inner: list[str | int] = []
+    value = data
+    for part in e["loc"]:  # a union adds names to the path that are not in the file
+        known = (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int))
+        if known:
+            value = value[part]
+            inner.append(part)
+        elif e["type"] == "missing" and part == e["loc"][-1]:
+            inner.append(part)
+    where = (*place, *inner)
+    name, kind, context = dotted(where), e["type"], e.get("ctx", {})
+    if kind == "extra_forbidden":
+        near = suggest(str(inner[-1]), _keys_beside(model, inner))
+        around = dotted(where[:-1]) or "the top level"
+        return document.problem(where, f"{inner[-1]!r} is not a key of {around}{near}")
+    if kind == "missing":
+        return document.problem(where, f"{name} is required")
+    wanted = WANTED.get(kind) or {
+        "greater_than": f"greater than {context.get('gt')}",
+        "greater_than_equal": f"at least {context.get('ge')}",
+        "less_than": f"less than {context.get('lt')}",
+        "less_than_equal": f"at most {context.get('le')}",
+        "literal_error": f"one of {context.get('expected')}",
+        "string_pattern_mismatch": f"like {context.get('pattern')}",
+        "string_too_short": "not empty",
+        "too_short": "not empty",
+        "string_too_long": f"at most {context.get('max_length')} characters long",
+        "too_long": f"at most {context.get('max_length')} items long",
+        "value_error": str(context.get("error", "")),
+    }.get(kind, e["msg"])
+    near = suggest(value, re.findall(r"'([^']*)'", str(context.get("expected", "")))) if kind == "literal_error" else ""
+    return document.problem(where, f"{name or 'the file'} must be {wanted}, got {_short(value)}{near}")
+
+
+def _keys_beside(model: Any, inner: list[str | int]) -> Iterable[str]:
+    """The keys that are allowed where the last part of `inner` stands."""
+    schema = model.model_json_schema()
+    node: Any = schema
+    for part in inner[:-1]:
+        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        refs = [node.get("$ref")] + [option.get("$ref") for option in node.get("anyOf", [])]
+        named = next((r for r in refs if r), None)
+        if named:
+            node = schema["$defs"][named.rsplit("/", 1)[-1]]
+    return list(node.get("properties", {}))
+
+
+def suggest(word: Any, known: Iterable[str]) -> str:
+    """`; did you mean seed?` where a known word is near, else what is known."""
+    known = list(known)
+    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; it knows {', '.join(known)}" if known else ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

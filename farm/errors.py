@@ -1,0 +1,70 @@
+"""Everything the farm raises on purpose.
+
+    FarmError
+    ├── InputError        the input is at fault: exit code 2; carries one `Problem` for each fault found
+    ├── RenderError       the render failed: exit code 3
+    │   └── PlacementError    the cluster never offered what a pool asks for
+    ├── StoreError        an artifact is missing, damaged or cannot be written
+    └── TaskCanceled      a stage stopped between two steps because it was told to
+
+All of them keep their arguments in `args`, so they survive pickling between Ray processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of the input: what must hold, what we got, what to do; and where it stands."""
+
+    message: str
+    key: str = ""
+    file: str = ""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line) if part)
+        return f"{place}: {self.message}" if place else self.message
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class FarmError(Exception):
+    """Base of all errors of the farm."""
+
+
+class InputError(FarmError):
+    """The input is at fault; nothing was rendered and nothing was written."""
+
+    def __init__(self, *problems: Problem | str) -> None:
+        self.problems = tuple(Problem(p) if isinstance(p, str) else p for p in problems)
+        super().__init__(*self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(str(p) for p in self.problems)
+
+    def at(self, *, key: str = "", file: str = "", line: int | None = None) -> InputError:
+        """The same faults, with the place filled in where a fault does not know its own."""
+        return InputError(
+            *(replace(p, key=p.key or key, file=p.file or file, line=p.line or line) for p in self.problems)
+        )
+
+
+class RenderError(FarmError):
+    """A film could not be finished; what exists stays in the store."""
+
+
+class PlacementError(RenderError):
+    """A pool's replicas could not be placed on the cluster in time."""
+
+
+class StoreError(FarmError):
+    """An artifact is missing, does not match its checksum, or could not be written."""
+
+
+class TaskCanceled(FarmError):
+    """A stage stopped because its task was canceled."""

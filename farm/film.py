@@ -1,0 +1,285 @@
+"""The film: a storyboard with every default filled in from its model's card, and checked against that card.
+
+The film decides the job id, so it holds everything that a viewer could notice and nothing of where files lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+from .cards import ModelCard
+from .checkpoint import Checkpoint
+from .chunks import Chunk, cut_into_chunks, num_delivered, num_frames_of
+from .document import Place
+from .errors import InputError, Problem
+from .keys import hash_json
+from .storyboard import Continuity, Draft, GuidancePair, Shot
+
+MAX_SIDE_PX = 8192
+MAX_DELIVERED_PX = 16384
+CODEC_CONTAINERS = {
+    "h264": ("mp4", "mkv"), "h265": ("mp4", "mkv"), "av1": ("mp4", "mkv"), "vp9": ("webm", "mkv"), "prores": ("mov",),
+}  # fmt: skip
+CRF = {"h264": (18, 51), "h265": (20, 51), "av1": (24, 63), "vp9": (24, 63)}  # default, largest
+
+
+@dataclass(frozen=True)
+class FilmShot:
+    """One take, ready to be planned. `prompt` has the film's style joined to it; lengths are model frames."""
+
+    id: str
+    prompt: str
+    negative_prompt: str
+    num_frames: int
+    chunks: tuple[Chunk, ...]
+    seed: int
+    steps: int
+    guidance: float
+    guidance_low: float
+    num_delivered: int
+
+
+@dataclass(frozen=True)
+class Film:
+    """What one storyboard becomes; sizes in px."""
+
+    title: str
+    model: str
+    width_px: int
+    height_px: int
+    fps: float
+    seed: int
+    output_fps: float
+    scale: float
+    codec: str
+    crf: int
+    shots: tuple[FilmShot, ...]
+
+    @property
+    def delivered_px(self) -> tuple[int, int]:
+        return round(self.width_px * self.scale), round(self.height_px * self.scale)
+
+    @property
+    def num_delivered(self) -> int:
+        return sum(shot.num_delivered for shot in self.shots)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Film:
+        shots = [FilmShot(**{**s, "chunks": tuple(Chunk(**c) for c in s["chunks"])}) for s in data["shots"]]
+        return cls(**{**data, "shots": tuple(shots)})
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def job_id_of(film: Film, checkpoint: Checkpoint) -> str:
+    """The first 16 hex digits of the hash of the film and of its model's fingerprints: the same film, the same job."""
+    return hash_json({"film": film.as_json(), "fingerprints": dict(checkpoint.fingerprints)})[:16]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    film: Film
+    warnings: tuple[str, ...]
+
+
+def resolve(draft: Draft, checkpoint: Checkpoint | None, *, model_problems: tuple[Problem, ...] = ()) -> Resolved:
+    """Fill in defaults and check against the card.
+
+    Raises:
+        InputError: with every fault of the storyboard, those found by the schema included.
+    """
+    work = _Resolver(draft, checkpoint.card if checkpoint else None)
+    film = work.film()
+    problems = sorted({*draft.problems, *model_problems, *work.problems}, key=lambda p: (p.line or 0, p.key))
+    if problems or film is None:
+        raise InputError(*problems)
+    return Resolved(film, tuple(work.warnings))
+
+
+class _Resolver:
+    def __init__(self, draft: Draft, card: ModelCard | None) -> None:
+        self.draft, self.card = draft, card
+        self.problems: list[Problem] = []
+        self.warnings: list[str] = []
+        self.unavailable: dict[str, list[Place]] = {}
+
+    def fault(self, place: Place, message: str) -> None:
+        self.problems.append(self.draft.document.problem(place, message))
+
+    def film(self) -> Film | None:
+        top, card = self.draft.top, self.card
+        self._unavailable_keys()
+        if top is None or card is None:
+            self._tell_unavailable()
+            return None
+        width, height = (int(side) for side in top.size.split("x")) if top.size else card.size
+        self._check_size(width, height, top.output.scale)
+        fps = top.fps or card.fps
+        if fps != card.fps and not card.fps_conditioned:
+            self.warnings.append(
+                f"fps: {card.name} was trained at {card.fps:g} frames a second and is not told another; {fps:g} only "
+                "re-times what it generates"
+            )
+        self._continuity(("continuity",), None)
+        shots = [self._shot(i, shot, fps) for i, shot in self.draft.shots]
+        self._tell_unavailable()
+        return Film(
+            title=top.title, model=top.model, width_px=width, height_px=height, fps=fps, seed=top.seed or 0,
+            output_fps=top.output.fps or fps, scale=top.output.scale, codec=top.output.codec, crf=self._crf(),
+            shots=tuple(shot for shot in shots if shot),
+        )  # fmt: skip
+
+    def _shot(self, i: int, shot: Shot, fps: float) -> FilmShot | None:
+        top, card = self.draft.top, self.card
+        assert top is not None and card is not None
+        place: Place = ("shots", i)
+        chunk_frames = self._continuity((*place, "continuity"), shot.continuity)
+        high, low = self._guidance(place, shot)
+        if shot.prompt is None or (shot.seconds is None and shot.frames is None):
+            return None
+        frames = shot.frames or num_frames_of(seconds=shot.seconds or 0, fps=fps)
+        if frames > chunk_frames:
+            key = "frames" if shot.frames else "seconds"
+            self.unavailable.setdefault(f"shots longer than one chunk ({chunk_frames} frames)", []).append(
+                (*place, key)
+            )
+            return None
+        return FilmShot(
+            id=shot.id,
+            prompt=f"{shot.prompt} {top.style}" if top.style else shot.prompt,
+            negative_prompt=_first(shot.negative_prompt, top.negative_prompt, ""),
+            num_frames=frames,
+            chunks=tuple(cut_into_chunks(num_frames=frames, chunk_frames=chunk_frames, rule=card.rule)),
+            seed=_first(shot.seed, top.seed, 0),
+            steps=_first(shot.steps, top.steps, card.steps),
+            guidance=high,
+            guidance_low=low,
+            num_delivered=num_delivered(frames, fps=fps, output_fps=top.output.fps or fps),
+        )
+
+    def _guidance(self, place: Place, shot: Shot) -> tuple[float, float]:
+        top, card = self.draft.top, self.card
+        assert top is not None and card is not None
+        where = (*place, "guidance") if shot.guidance is not None else ("guidance",)
+        asked = _first(shot.guidance, top.guidance, None)
+        if asked is None:
+            return card.guidance, _first(card.guidance_low, card.guidance)
+        if not isinstance(asked, GuidancePair):
+            return asked, asked
+        if card.boundary_ratio is None:
+            self.fault(where, f"{_name(where)} must be one number for {card.name}, which has one expert, got a pair")
+        return asked.high, asked.low
+
+    def _continuity(self, place: Place, own: Continuity | None) -> int:
+        """Check the continuity in force at `place` where one is written there; the frames of one chunk."""
+        top, card = self.draft.top, self.card
+        assert top is not None and card is not None
+        of_film = top.continuity or Continuity()
+        asked = own or of_film
+        chunk = _first(asked.chunk_frames, of_film.chunk_frames, card.chunk_frames)
+        if own is None and len(place) > 1:
+            return chunk
+        name, rule = _name(place), card.rule
+        if not rule.allows(chunk):
+            self.fault((*place, "chunk_frames"), _off_rule(f"{name}.chunk_frames", card, chunk))
+            return chunk
+        overlap = asked.overlap_frames
+        exact = {"none": 0, "last_frame": 1}.get(asked.context or "")
+        if overlap is not None:
+            where, key = (*place, "overlap_frames"), f"{name}.overlap_frames"
+            if overlap >= chunk:
+                self.fault(where, f"{key} must be below chunk_frames ({chunk}), got {overlap}")
+            elif exact is not None and overlap != exact:
+                self.fault(where, f"{key} must be {exact} with context {asked.context}, got {overlap}")
+            elif overlap and not rule.allows(overlap):
+                self.fault(where, _off_rule(key, card, overlap))
+        return chunk
+
+    def _check_size(self, width: int, height: int, scale: float) -> None:
+        card = self.card
+        assert card is not None
+        for side, px in (("width", width), ("height", height)):
+            if px % card.multiple_px or px > MAX_SIDE_PX:
+                below = min(px, MAX_SIDE_PX) // card.multiple_px * card.multiple_px
+                near = [n for n in (below, below + card.multiple_px) if 0 < n <= MAX_SIDE_PX]
+                self.fault(
+                    ("size",),
+                    f"size must have a {side} that is a multiple of {card.multiple_px} for {card.name} and at most "
+                    f"{MAX_SIDE_PX}, got {px}; nearest {_are(near)}",
+                )
+            delivered = Fraction(str(scale)) * px
+            if delivered.denominator != 1 or delivered % 2 or not 2 <= delivered <= MAX_DELIVERED_PX:
+                self.fault(
+                    ("output", "scale"),
+                    f"output.scale must give an even {side} of at most {MAX_DELIVERED_PX} px, got {px} x {scale:g} = "
+                    f"{float(delivered):g}",
+                )
+
+    def _crf(self) -> int:
+        assert self.draft.top is not None
+        output = self.draft.top.output
+        if output.codec not in CRF:
+            if output.crf is not None:
+                self.fault(("output", "crf"), f"output.crf must not be there: {output.codec} has no such setting")
+            return 0
+        default, largest = CRF[output.codec]
+        if output.crf is not None and output.crf > largest:
+            self.fault(("output", "crf"), f"output.crf must be at most {largest} for {output.codec}, got {output.crf}")
+        return _first(output.crf, default)
+
+    def _unavailable_keys(self) -> None:
+        features = {
+            "prompts": "prompt schedules", "image": "images", "last_image": "last images",
+            "continue_from": "continue_from", "transition": "transitions", "model": "models of single shots",
+        }  # fmt: skip
+        raw = self.draft.document.data
+        shots = raw.get("shots") if isinstance(raw, dict) else None
+        for i, shot in enumerate(shots if isinstance(shots, list) else []):
+            for key, feature in features.items():
+                if isinstance(shot, dict) and key in shot:
+                    self.unavailable.setdefault(feature, []).append(("shots", i, key))
+
+    def _tell_unavailable(self) -> None:
+        for feature, places in self.unavailable.items():
+            also = f" (also {', '.join(_name(p) for p in places[1:4])}{' ...' if len(places) > 4 else ''})"
+            self.fault(places[0], f"{_name(places[0])}: {feature} are not available yet{also if places[1:] else ''}")
+
+
+def container_of(out_suffix: str, codec: str) -> str:
+    """The container of the film: the suffix asked for (with or without a dot), else the codec's first.
+
+    Raises:
+        InputError: the codec does not go into that container.
+    """
+    allowed = CODEC_CONTAINERS[codec]
+    asked = out_suffix.removeprefix(".").lower()
+    if asked and asked not in allowed:
+        raise InputError(
+            Problem(
+                f"--out must end in {' or '.join('.' + c for c in allowed)} for output.codec {codec}, got {out_suffix}",
+                "out",
+            )
+        )
+    return asked or allowed[0]
+
+
+def _off_rule(name: str, card: ModelCard, got: int) -> str:
+    return f"{name} must be {card.rule} for {card.name}, got {got}; nearest {_are(card.rule.neighbours(got))}"
+
+
+def _are(near: Any) -> str:
+    return f"are {near[0]} and {near[1]}" if len(near) == 2 else f"is {near[0]}"
+
+
+def _name(place: Place) -> str:
+    from .document import dotted
+
+    return dotted(place)
+
+
+def _first(*values: Any) -> Any:
+    return next((v for v in values if v is not None), None)

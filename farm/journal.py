@@ -1,0 +1,75 @@
+"""A job's records in the store: what was asked (job.json, storyboard.yaml) and every attempt at its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from .cards import ModelCard
+from .checkpoint import Checkpoint
+from .chunks import FrameRule
+from .errors import InputError
+from .film import Film
+from .plan import Plan
+from .store import Store
+from .task import Attempt
+
+
+@dataclass(frozen=True)
+class Job:
+    """One submitted film: everything that planning it again needs, without its author's files."""
+
+    id: str
+    film: Film
+    checkpoint: Checkpoint
+    storyboard: str  # as the author wrote it
+
+    def as_json(self) -> dict[str, Any]:
+        data = {"id": self.id, "film": self.film.as_json(), "checkpoint": asdict(self.checkpoint)}
+        return {**data, "storyboard": self.storyboard}
+
+
+def write_job(store: Store, job: Job) -> None:
+    """Keep a job; the same job written again changes nothing, as its id is a hash of it."""
+    store.put_record(f"jobs/{job.id}/job.json", job.as_json())
+    store.publish(f"jobs/{job.id}/storyboard.yaml", job.storyboard.encode())
+
+
+def read_job(store: Store, job_id: str) -> Job:
+    try:
+        data = store.record(f"jobs/{job_id}/job.json")
+    except FileNotFoundError:
+        raise InputError(f"there is no job {job_id!r} in the store {store.uri}") from None
+    film = Film.from_json(data["film"])
+    return Job(data["id"], film, _checkpoint(data["checkpoint"]), data["storyboard"])
+
+
+def _checkpoint(data: Mapping[str, Any]) -> Checkpoint:
+    raw = dict(data["card"])
+    card = ModelCard(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+    stages = {stage: tuple(components) for stage, components in raw["stages"].items()}
+    matrix = tuple(tuple(row) for row in raw["latent_rgb"])
+    card = replace(card, rule=FrameRule(**raw["rule"]), stages=stages, latent_rgb=matrix)
+    return Checkpoint(data["name"], data["folder"], card, data["fingerprints"])
+
+
+def publish_film(store: Store, job: Job, plan: Plan) -> str:
+    """Show a finished film and its shots under the job's name. Returns the film's full path."""
+    clips = {shot.clip: f"shots/{shot.id}" for shot in plan.shots}
+    for key, name in {**clips, plan.film: "film"}.items():
+        task = plan.tasks[key]
+        source = store.local_path_of(task) or store.read(task)
+        path = store.publish(f"films/{job.id}/{name}.{task.extension}", source)
+    return path
+
+
+def write_attempt(store: Store, attempt: Attempt) -> None:
+    """Add a row to the ledger."""
+    store.put_record(f"jobs/{attempt.job}/attempts/{attempt.attempt_id}.json", asdict(attempt))
+
+
+def read_attempts(store: Store, job_id: str) -> list[Attempt]:
+    """All attempts of a job, by start."""
+    rows = [Attempt(**row) for row in store.records(f"jobs/{job_id}/attempts")]
+    return sorted(rows, key=lambda a: a.started_at)

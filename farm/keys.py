@@ -1,0 +1,59 @@
+"""Content keys: the hash of everything that decides a task's output and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from .task import Request, Stage, Task
+
+STAGE_VERSIONS: dict[str, int] = {  # raise one when its code changes what it puts out
+    "EncodeText": 1, "Denoise": 1, "Decode": 1, "WriteClip": 1, "WriteStills": 1, "JoinClips": 1,
+}  # fmt: skip
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 in hex of the canonical JSON of `value` (sorted keys, no blanks, no NaN)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parts_of(
+    stage: Stage,
+    request: Request,
+    inputs: tuple[str, ...],
+    components: tuple[tuple[str, str], ...],
+    numerics: tuple[tuple[str, Any], ...],
+) -> dict[str, Any]:
+    """The parts of a key in clear, as they are kept beside the artifact."""
+    kind = type(request).__name__
+    return {
+        "stage": stage,
+        "kind": kind,
+        "version": STAGE_VERSIONS[kind],
+        "parameters": dict(vars(request)),
+        "inputs": list(inputs),
+        "components": dict(components),
+        "numerics": dict(numerics),
+    }
+
+
+def parts_of_task(task: Task) -> dict[str, Any]:
+    return parts_of(task.stage, task.request, task.inputs, task.components, task.numerics)
+
+
+def make_task(
+    stage: Stage,
+    request: Request,
+    *,
+    extension: str,
+    inputs: tuple[str, ...] = (),
+    components: tuple[tuple[str, str], ...] = (),
+    numerics: tuple[tuple[str, Any], ...] = (),
+    model: str = "",
+    label: str = "",
+    cost: float = 0.0,
+) -> Task:
+    key = hash_json(parts_of(stage, request, inputs, components, numerics))
+    return Task(key, stage, request, inputs, components, numerics, extension, model, label, cost)

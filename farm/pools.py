@@ -1,0 +1,244 @@
+"""Pools: which stages run on which hardware, read from a pools file or made for the hardware that was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from .document import Document, check, read_document
+from .errors import InputError, Problem
+from .plan import Numerics
+from .storyboard import Strict
+from .task import STAGES, Stage
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Gib = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
+REQUIRED_STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
+
+
+class Replicas(Strict):
+    """Bounds of a pool."""
+
+    min: Annotated[int, Field(ge=0, le=10_000)] = 1
+    max: Annotated[int, Field(ge=1, le=10_000)] = 1
+
+
+class Parallel(Strict):
+    """How the ranks of a replica share one task."""
+
+    ulysses: Annotated[int, Field(ge=1)] = 1
+    ring: Annotated[int, Field(ge=1)] = 1
+    guidance: Annotated[int, Field(ge=1, le=2)] = 1
+    shard_weights: bool = False
+
+
+class Pool(Strict):
+    """Identical replicas that serve given stages. Hardware is per rank."""
+
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    cpus: Annotated[int, Field(ge=1, le=1024)] = 1
+    gpus: Annotated[float, Field(ge=0, le=64, allow_inf_nan=False)] = 0.0
+    memory_gib: Gib | None = None
+    accelerator: Annotated[str, StringConstraints(min_length=1)] | None = None
+    labels: dict[str, str] = {}
+    ranks: Annotated[int, Field(ge=1, le=4096)] = 1
+    replicas: Replicas = Replicas()
+    parallel: Parallel = Parallel()
+    dtype: Dtype | None = None
+    options: dict[str, Any] = {}
+    price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    start_timeout_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 900.0
+
+
+class PoolsFile(Strict):
+    """The pools of a farm by name."""
+
+    pools: Annotated[
+        dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")], Pool], Field(min_length=1)
+    ]
+
+
+class _Top(Strict):
+    pools: Annotated[dict[str, Any], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What one node of a cluster has."""
+
+    node: str
+    cpus: float
+    gpus: float
+    memory_bytes: float
+    accelerator: str | None
+    labels: Mapping[str, str]
+
+
+def load_pools(path: Path) -> dict[str, Pool]:
+    """Read a pools file.
+
+    Raises:
+        InputError: it cannot be read or used; every fault with its line.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise InputError(Problem(f"the pools file cannot be read: {e.strerror}", file=str(path))) from None
+    document = read_document(raw, file=str(path))
+    top, problems = check(_Top, document.data, document, ())
+    pools: dict[str, Pool] = {}
+    for name, value in top.pools.items() if top else ():
+        place = ("pools", name)
+        pool, faults = check(Pool, value, document, place)
+        problems += faults
+        if pool:
+            pools[name] = pool
+            problems += _faults(document, place, pool)
+    problems += [document.problem(("pools",), m) for m in ([] if problems else faults_together(pools))]
+    if problems:
+        raise InputError(*problems)
+    return pools
+
+
+def _faults(document: Document, place: tuple[str, str], pool: Pool) -> list[Problem]:
+    found = []
+    name = ".".join(place)
+    if pool.replicas.min > pool.replicas.max:
+        found.append(("replicas", f"{name}.replicas.min must be at most max ({pool.replicas.max})"))
+    if pool.gpus > 1 and pool.gpus != int(pool.gpus):
+        found.append(("gpus", f"{name}.gpus must be a fraction below 1 or a whole number, got {pool.gpus:g}"))
+    if pool.ranks > 1:
+        found.append(("ranks", f"{name}.ranks: replicas of several ranks are not available yet"))
+    if pool.parallel != Parallel():
+        found.append(("parallel", f"{name}.parallel: sequence parallelism is not available yet"))
+    if pool.options:
+        found.append(("options", f"{name}.options: {', '.join(pool.options)} are not available yet"))
+    return [document.problem((*place, key), message) for key, message in found]
+
+
+def faults_together(pools: Mapping[str, Pool]) -> list[str]:
+    """What must hold between pools: every stage is served, and pools of one stage compute in the same way."""
+    found = []
+    for stage in REQUIRED_STAGES:
+        if not any(stage in pool.stages for pool in pools.values()):
+            found.append(f"some pool must serve the stage {stage}; none of {', '.join(pools)} does")
+    for stage in STAGES:
+        serving = {name: numerics_of(pool, stage) for name, pool in pools.items() if stage in pool.stages}
+        if len(set(serving.values())) > 1:
+            told = "; ".join(f"{name}: {dict(n)}" for name, n in serving.items())
+            found.append(f"pools that serve {stage} must have the same numerics, got {told}")
+    return found
+
+
+def numerics_of(pool: Pool, stage: str) -> tuple[tuple[str, Any], ...]:
+    """What a pool fixes about a stage's arithmetic. The autoencoder runs in float32 unless told otherwise: Wan's
+    decoder loses visible precision in bfloat16 (diffusers' Wan documentation loads it in float32)."""
+    default = "bfloat16" if pool.gpus and stage in ("encode", "denoise") else "float32"
+    return (("dtype", pool.dtype or default),)
+
+
+def numerics(pools: Mapping[str, Pool]) -> Numerics:
+    return {stage: numerics_of(pool, stage) for pool in pools.values() for stage in pool.stages}
+
+
+def pools_serving(pools: Mapping[str, Pool], stage: str) -> list[str]:
+    """Names of the pools that serve a stage; `assemble` falls back to where `decode` runs."""
+    found = [name for name, pool in pools.items() if stage in pool.stages]
+    if not found and stage == "assemble":
+        return pools_serving(pools, "decode")
+    return found
+
+
+def stages_of(pools: Mapping[str, Pool], name: str) -> list[str]:
+    """The stages whose tasks a pool takes."""
+    return [stage for stage in STAGES if name in pools_serving(pools, stage)]
+
+
+def default_pools(*, num_cpus: int, num_gpus: int) -> dict[str, Pool]:
+    """Pools for one machine: decoding and writing apart from denoising, so that they overlap.
+
+    Without a GPU the encoders and the transformer share one process. One GPU is shared by all stages in quarters and a
+    half; with more, all but the last are for denoising.
+    """
+    media: list[Stage] = ["decode", "interpolate", "upscale", "assemble"]
+    half = max(1, num_cpus // 2)
+    if not num_gpus:
+        return {
+            "denoise": Pool(stages=["encode", "denoise"], cpus=max(1, num_cpus - half)),
+            "media": Pool(stages=media, cpus=half),
+        }
+    shared = num_gpus == 1
+    denoise = Pool(stages=["denoise"], gpus=0.5 if shared else 1.0, replicas=Replicas(min=1, max=max(1, num_gpus - 1)))
+    return {
+        "encode": Pool(stages=["encode"], gpus=0.25 if shared else 0.5),
+        "denoise": denoise,
+        "media": Pool(stages=media, gpus=0.25 if shared else 0.5, cpus=max(1, min(4, num_cpus // 2))),
+    }
+
+
+def cpus_asked(pools: Mapping[str, Pool]) -> int:
+    """Logical CPUs for the least number of replicas of every pool, and at least one of each."""
+    return sum(pool.cpus * pool.ranks * max(1, pool.replicas.min) for pool in pools.values())
+
+
+def cannot_fit(pools: Mapping[str, Pool], nodes: Sequence[NodeFacts]) -> list[str]:
+    """Pools of which a fixed cluster could never place the least number of replicas, one line each."""
+    told = []
+    for name, pool in pools.items():
+        able = [node for node in nodes if _matches(pool, node)]
+        room = sum(_fits(pool, node) for node in able)
+        wanted = max(1, pool.replicas.min) * pool.ranks
+        if room < wanted:
+            told.append(
+                f"pool {name} asks for {wanted} x ({asked(pool)}), the cluster has room for {room}: "
+                + "; ".join(_has(node) for node in nodes)
+            )
+    return told
+
+
+def asked(pool: Pool) -> str:
+    """A pool's hardware per rank, in words."""
+    parts = [f"{pool.cpus} CPU"]
+    parts += [f"{pool.gpus:g} GPU"] if pool.gpus else []
+    parts += [f"{pool.memory_gib:g} GiB"] if pool.memory_gib else []
+    parts += [f"accelerator {pool.accelerator}"] if pool.accelerator else []
+    parts += [f"label {k}={v}" for k, v in pool.labels.items()]
+    return ", ".join(parts)
+
+
+def _matches(pool: Pool, node: NodeFacts) -> bool:
+    if pool.accelerator and pool.accelerator != node.accelerator:
+        return False
+    return all(node.labels.get(k) == v for k, v in pool.labels.items())
+
+
+def _fits(pool: Pool, node: NodeFacts) -> int:
+    rooms = [node.cpus / pool.cpus]
+    if pool.gpus:  # fractions do not span GPUs
+        rooms.append(int(node.gpus) * int(1 / pool.gpus) if pool.gpus < 1 else node.gpus / pool.gpus)
+    if pool.memory_gib:
+        rooms.append(node.memory_bytes / (pool.memory_gib * 2**30))
+    return int(min(rooms))
+
+
+def _has(node: NodeFacts) -> str:
+    labels = "".join(f", {k}={v}" for k, v in node.labels.items() if not k.startswith("ray.io/"))
+    accelerator = f" {node.accelerator}" if node.accelerator else ""
+    memory = node.memory_bytes / 2**30
+    return f"node {node.node[:8]}: {node.cpus:g} CPU, {node.gpus:g} GPU{accelerator}, {memory:.1f} GiB{labels}"
+
+
+def pools_as_json(pools: Mapping[str, Pool]) -> dict[str, Any]:
+    return {name: pool.model_dump() for name, pool in pools.items()}
+
+
+def pools_from_json(data: Mapping[str, Any]) -> dict[str, Pool]:
+    return {name: Pool(**value) for name, value in data.items()}
+
+
+def node_as_json(node: NodeFacts) -> dict[str, Any]:
+    return asdict(node)

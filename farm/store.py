@@ -1,0 +1,220 @@
+"""The store: immutable artifacts by content key, and small records of jobs, on any fsspec URI.
+
+An artifact exists once its `<key>.json` does, which is written last and holds size and checksum. Nothing is ever
+overwritten: data is written under a temporary name and linked to its own, or put if absent; the first one wins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from .errors import InputError, StoreError
+from .keys import parts_of_task
+from .task import Task
+
+LAYOUT_VERSION = 1
+LOSSLESS_STAGES = ("decode", "interpolate", "upscale")  # their artifacts are frames: the first to be collected
+
+
+def artifact_path(task: Task) -> str:
+    """Where a task's artifact lies in the store: `artifacts/ab/abcd....safetensors`."""
+    folder = "frames" if task.stage in LOSSLESS_STAGES else "artifacts"
+    return f"{folder}/{task.key[:2]}/{task.key}.{task.extension}"
+
+
+def sidecar_path(path: str) -> str:
+    return f"{path.rsplit('.', 1)[0]}.json"
+
+
+class Store:
+    """One store; all paths are relative to its URI. Opening one writes nothing."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        try:
+            self.fs, root = fsspec.core.url_to_fs(uri)
+        except (ValueError, ImportError) as e:
+            raise InputError(f"store must be a folder or an fsspec URI, got {uri!r}: {e}") from None
+        self.root = str(root).rstrip("/")
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    def full(self, path: str) -> str:
+        return f"{self.root}/{path}"
+
+    def local_path(self, path: str) -> Path | None:
+        """The file itself where the store is a local folder."""
+        return Path(self.full(path)) if self.is_local else None
+
+    def local_path_of(self, task: Task) -> Path | None:
+        """The file of an artifact that exists, where the store is a local folder."""
+        return self.local_path(artifact_path(task)) if self.is_local and self.has(task) else None
+
+    # -- the store as a whole
+
+    def check(self) -> None:
+        """Refuse what is not a store of ours; writes nothing.
+
+        Raises:
+            InputError: the folder holds other things, or a newer layout than this code knows.
+        """
+        try:
+            layout = json.loads(self.fs.cat_file(self.full("layout.json")))
+        except FileNotFoundError:
+            if self.fs.isfile(self.root):
+                raise InputError(f"store must be a folder, got the file {self.root}") from None
+            if self.fs.exists(self.root) and self.fs.ls(self.root, detail=False):
+                raise InputError(
+                    f"store must be an empty folder or a store of the farm, got {self.uri}, which holds other files; "
+                    "name a new folder"
+                ) from None
+            return
+        except (ValueError, OSError) as e:
+            raise InputError(f"store {self.uri} cannot be read: layout.json: {e}") from None
+        if layout.get("version", 0) > LAYOUT_VERSION:
+            raise InputError(
+                f"store {self.uri} has layout version {layout['version']}, this farm knows up to {LAYOUT_VERSION}; "
+                "update the farm or name another store"
+            )
+
+    def create(self) -> None:
+        """Make the store ready to be written to.
+
+        Raises:
+            InputError: it is not a store of ours (see `check`) or cannot be written.
+        """
+        self.check()
+        try:
+            self.put_record("layout.json", {"version": LAYOUT_VERSION})
+        except OSError as e:
+            raise InputError(f"store {self.uri} must be writable: {e}") from None
+
+    # -- artifacts
+
+    def has(self, task: Task) -> bool:
+        return bool(self.fs.exists(self.full(sidecar_path(artifact_path(task)))))
+
+    def put(self, task: Task, data: bytes | Path, *, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Keep a task's output; where there already is one, that one stays. Returns what stands beside it."""
+        path = artifact_path(task)
+        checksum, size = _checksum(data)
+        if not self._put_data(path, data) and not self.has(task):
+            self._mend(path, data, checksum)
+        record = {
+            "key": task.key, "parts": parts_of_task(task), "size": size, "sha256": checksum, "label": task.label,
+            "info": dict(info or {}), "machine": platform.machine(),
+        }  # fmt: skip
+        if not self.put_record(sidecar_path(path), record):
+            record = self.record(sidecar_path(path))
+        return record
+
+    def read(self, task: Task) -> bytes:
+        """An artifact's bytes.
+
+        Raises:
+            StoreError: it is missing, or does not match its checksum.
+        """
+        path = artifact_path(task)
+        try:
+            record, data = self.record(sidecar_path(path)), self.fs.cat_file(self.full(path))
+        except FileNotFoundError as e:
+            raise StoreError(f"artifact {path} is missing from {self.uri}: {e}") from None
+        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+            raise StoreError(f"artifact {path} of {self.uri} is damaged: its checksum must be {record['sha256']}")
+        return bytes(data)
+
+    def _put_data(self, path: str, data: bytes | Path) -> bool:
+        if not self.is_local:
+            return self._create(path, data.read_bytes() if isinstance(data, Path) else data)
+        full = Path(self.full(path))
+        full.parent.mkdir(parents=True, exist_ok=True)
+        part = full.with_name(f".{uuid.uuid4().hex}.part")
+        try:
+            if isinstance(data, Path):
+                _link_or_copy(data, part)
+            else:
+                part.write_bytes(data)
+            os.link(part, full)
+        except FileExistsError:
+            return False
+        finally:
+            part.unlink(missing_ok=True)
+        return True
+
+    def _mend(self, path: str, data: bytes | Path, checksum: str) -> None:
+        """Data without its record was left by a crash: keep it if it is the same, else replace it."""
+        if hashlib.sha256(self.fs.cat_file(self.full(path))).hexdigest() != checksum:
+            self.fs.rm_file(self.full(path))
+            self._put_data(path, data)
+
+    def _create(self, path: str, data: bytes) -> bool:
+        try:
+            self.fs.pipe_file(self.full(path), data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    # -- records
+
+    def put_record(self, path: str, record: Mapping[str, Any]) -> bool:
+        """Write a small JSON object if absent; False where one was there."""
+        return self._put_data(path, json.dumps(record, indent=1, sort_keys=True).encode())
+
+    def record(self, path: str) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.fs.cat_file(self.full(path)))
+        return value
+
+    def records(self, folder: str) -> Iterator[dict[str, Any]]:
+        """All JSON records of a folder, by name."""
+        try:
+            names = self.fs.ls(self.full(folder), detail=False)
+        except FileNotFoundError:
+            return
+        for name in sorted(names):
+            if name.endswith(".json"):
+                yield json.loads(self.fs.cat_file(name))
+
+    # -- views: files that may be written again (the film under its job, the report)
+
+    def publish(self, path: str, data: bytes | Path) -> str:
+        """Put a file under a name that people look for, replacing what was there at once. Returns its full path."""
+        full = self.full(path)
+        if self.is_local:
+            target = Path(full)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{uuid.uuid4().hex}.part")
+            if isinstance(data, Path):
+                _link_or_copy(data, part)
+            else:
+                part.write_bytes(data)
+            part.replace(target)
+        elif isinstance(data, Path):
+            self.fs.put_file(str(data), full)
+        else:
+            self.fs.pipe_file(full, data)
+        return full
+
+
+def _checksum(data: bytes | Path) -> tuple[str, int]:
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest(), len(data)
+    with data.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest(), data.stat().st_size
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        with source.open("rb") as read, target.open("xb") as write:
+            while block := read.read(1 << 20):
+                write.write(block)

@@ -1,0 +1,188 @@
+"""The storyboard: the YAML that a user writes, as a schema. Values are checked here; what depends on a model in film.py.
+
+Every model refuses unknown keys, and numbers are not read out of text.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from .document import Document, check, read_document
+from .errors import InputError, Problem
+
+MAX_SECONDS = 6 * 3600.0  # of one shot
+Text = Annotated[str, StringConstraints(max_length=8000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$")]
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=8000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$")]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Steps = Annotated[int, Field(ge=1, le=1000)]
+Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Fps = Annotated[float, Field(gt=0, le=240, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
+CODECS = ("h264", "h265", "av1", "vp9", "prores")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class GuidancePair(Strict):
+    """Guidance of the two experts of a model such as Wan2.2-A14B."""
+
+    high: Scale
+    low: Scale
+
+
+class Continuity(Strict):
+    """How a shot that is longer than one chunk holds together."""
+
+    mode: Literal["extend", "blend"] | None = None
+    chunk_frames: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    overlap_frames: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    context: Literal["latents", "frames", "last_frame", "none"] | None = None
+
+
+class Output(Strict):
+    """What is delivered: frame rate, enlargement, codec and its quality."""
+
+    fps: Fps | None = None
+    scale: Annotated[float, Field(gt=0, le=16, allow_inf_nan=False)] = 1.0
+    codec: Literal["h264", "h265", "av1", "vp9", "prores"] = "h264"
+    crf: Annotated[int, Field(ge=0, le=63)] | None = None
+
+
+class PromptAt(Strict):
+    """A prompt that is in force from `at` seconds on."""
+
+    at: Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
+    prompt: Prompt
+
+
+class Transition(Strict):
+    """How a shot begins."""
+
+    kind: Annotated[str, StringConstraints(pattern=r"^[a-z]+$", max_length=32)]
+    seconds: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.5
+
+
+class Shot(Strict):
+    """One continuous take."""
+
+    id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
+    prompt: Prompt | None = None
+    prompts: Annotated[list[PromptAt], Field(min_length=1, max_length=10_000)] | None = None
+    seconds: Seconds | None = None
+    frames: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    image: Annotated[str, StringConstraints(min_length=1)] | None = None
+    last_image: Annotated[str, StringConstraints(min_length=1)] | None = None
+    image_fit: Literal["cover", "contain", "stretch", "refuse"] = "refuse"
+    continue_from: str | None = None
+    transition: Transition | None = None
+    model: Annotated[str, StringConstraints(min_length=1)] | None = None
+    seed: Seed | None = None
+    steps: Steps | None = None
+    guidance: Scale | GuidancePair | None = None
+    negative_prompt: Text | None = None
+    continuity: Continuity | None = None
+
+
+class Storyboard(Strict):
+    """A film as its author describes it."""
+
+    title: Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f]*$")] = "untitled"
+    model: Annotated[str, StringConstraints(min_length=1)] = "builtin"
+    size: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")] | None = None
+    fps: Fps | None = None
+    seed: Seed | None = None
+    steps: Steps | None = None
+    guidance: Scale | GuidancePair | None = None
+    negative_prompt: Text | None = None
+    style: Text | None = None
+    continuity: Continuity | None = None
+    output: Output = Output()
+    shots: Annotated[list[Shot], Field(min_length=1, max_length=100_000)]
+
+
+class _Top(Storyboard):
+    """The storyboard with its shots unread, so that each of them is checked by itself."""
+
+    shots: Annotated[list[Any], Field(min_length=1, max_length=100_000)]  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A storyboard as far as it could be read: faulty shots are left out, every fault is in `problems`."""
+
+    document: Document
+    top: _Top | None
+    shots: tuple[tuple[int, Shot], ...] = ()
+    problems: list[Problem] = field(default_factory=list)
+
+
+def load_storyboard(path: Path) -> Draft:
+    """Read a storyboard file.
+
+    Raises:
+        InputError: the file cannot be read, or is not YAML at all.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise InputError(Problem(f"the storyboard cannot be read: {e.strerror}", file=str(path))) from None
+    return parse_storyboard(raw, file=str(path))
+
+
+def parse_storyboard(raw: bytes, *, file: str) -> Draft:
+    """Validate a storyboard against the schema, each shot by itself, and gather all faults."""
+    document = read_document(raw, file=file)
+    top, problems = check(_Top, document.data, document, ())
+    raw_shots = document.data.get("shots") if isinstance(document.data, dict) else None
+    shots = []
+    for i, item in enumerate(raw_shots if isinstance(raw_shots, list) else []):
+        shot, faults = check(Shot, item, document, ("shots", i))
+        problems += faults
+        if shot is not None:
+            shots.append((i, shot))
+    if isinstance(raw_shots, list):
+        problems += _check_together(raw_shots, document)
+    return Draft(document, top, tuple(shots), problems)
+
+
+def _check_together(raw_shots: list[Any], document: Document) -> list[Problem]:
+    """What holds between keys of a shot and between shots; looks at raw values, so that no other fault hides these."""
+    problems: list[Problem] = []
+    seen: dict[str, int] = {}
+
+    def fault(i: int, key: str, message: str) -> None:
+        place: tuple[str | int, ...] = ("shots", i, key) if key else ("shots", i)
+        problems.append(document.problem(place, message))
+
+    for i, shot in enumerate(raw_shots):
+        if not isinstance(shot, dict):
+            continue
+        name = f"shots[{i}]"
+        for one, other in (("seconds", "frames"), ("prompt", "prompts"), ("image", "continue_from")):
+            if one in shot and other in shot:
+                fault(i, other, f"{name} must have {one} or {other}, not both")
+        if "seconds" not in shot and "frames" not in shot:
+            fault(i, "", f"{name} must have a length: seconds or frames")
+        if "prompt" not in shot and "prompts" not in shot:
+            fault(i, "", f"{name} must have a prompt")
+        shot_id = shot.get("id")
+        if isinstance(shot_id, str):
+            if shot_id in seen:
+                fault(i, "id", f"{name}.id must be unique, got {shot_id!r}, which is also shots[{seen[shot_id]}]")
+            seen.setdefault(shot_id, i)
+        if i == 0 and "transition" in shot:
+            fault(i, "transition", f"{name}.transition must not be there: the first shot has nothing to come from")
+    return problems
+
+
+def json_schema() -> str:
+    """JSON Schema of the storyboard, for editors."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Storyboard.model_json_schema()
+    return json.dumps(schema, indent=2)

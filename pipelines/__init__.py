@@ -1,0 +1,1 @@
+"""Tensors: the stages as plain objects that also work in a notebook, without Ray."""

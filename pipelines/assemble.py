@@ -1,0 +1,152 @@
+"""The assemble stage: frames to clips and stills, clips to the film."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from fractions import Fraction
+from functools import singledispatchmethod
+from pathlib import Path
+from typing import Any
+
+import av
+import imageio_ffmpeg
+from PIL import Image
+
+from farm.task import JoinClips, WriteClip, WriteStills
+
+from .ffmpeg_commands import join_clips_command, metadata_text, write_clip_command
+from .frames import Frame, read_lossless
+from .stage import Artifact, Progress, Result, as_bytes, as_path
+
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the only time that a ZIP can hold and that is never now
+
+
+class Stage:
+    """Needs no model. Outputs larger than memory may hold are temporary files, which the caller moves away."""
+
+    def __init__(self, model: str = "") -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="longtake-assemble-"))
+
+    @singledispatchmethod
+    def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result:
+        raise TypeError(f"assemble takes WriteClip, WriteStills or JoinClips, got {type(request).__name__}")
+
+    @run.register
+    def _(self, request: WriteClip, inputs: Sequence[Artifact], progress: Progress) -> Result:
+        frames = read_lossless(as_bytes(inputs[0]))
+        first = next(frames)
+        target = self._new_file({"vp9": "webm", "prores": "mov"}.get(request.codec, "mp4"))
+        command = write_clip_command(request, width_px=first.shape[1], height_px=first.shape[0], target=str(target))
+        retimed = retime(_chain(first, frames), request)
+        run_ffmpeg(command, feed=_counted(retimed, request.num_frames, progress))
+        return Result(target)
+
+    @run.register
+    def _(self, request: WriteStills, inputs: Sequence[Artifact], progress: Progress) -> Result:
+        target = self._new_file("zip")
+        frames = retime(read_lossless(as_bytes(inputs[0])), request)
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+            for i, frame in enumerate(frames):
+                progress.advance(i, request.num_frames)
+                archive.writestr(zipfile.ZipInfo(f"{i:06d}.png", EPOCH), png_of(frame, request))
+        return Result(target)
+
+    @run.register
+    def _(self, request: JoinClips, inputs: Sequence[Artifact], progress: Progress) -> Result:
+        target = self._new_file(request.container)
+        with ExitStack() as stack:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder)))
+            lines = []
+            for i, clip in enumerate(inputs):  # links with names of ours: nothing to escape in the list
+                (work / f"{i:06d}").symlink_to(stack.enter_context(as_path(clip, suffix="")).resolve())
+                lines.append(f"file '{work / f'{i:06d}'}'")
+            (work / "clips.txt").write_text("\n".join(lines) + "\n")
+            (work / "metadata.txt").write_text(metadata_text(request), encoding="utf-8")
+            command = join_clips_command(
+                request, list_file=str(work / "clips.txt"), metadata_file=str(work / "metadata.txt"), target=str(target)
+            )
+            run_ffmpeg(command, feed=())
+        progress.advance(1, 1)
+        return Result(target)
+
+    def _new_file(self, suffix: str) -> Path:
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=f".{suffix}", delete=False) as f:
+            return Path(f.name)
+
+
+def retime(frames: Iterable[Frame], request: WriteClip | WriteStills) -> Iterator[Frame]:
+    """Repeat or drop frames so that delivered frame j shows the model frame in force at time j / output_fps."""
+    step = Fraction(request.fps) / Fraction(request.output_fps)
+    source = iter(frames)
+    current, index = next(source), 0
+    for j in range(request.num_frames):
+        wanted = int(j * step)
+        while index < wanted:
+            following = next(source, None)
+            if following is None:
+                break  # times past the last frame repeat it
+            current, index = following, index + 1
+        yield current
+
+
+def png_of(frame: Frame, request: WriteStills) -> bytes:
+    """One delivered frame as PNG, enlarged by Lanczos."""
+    if frame.shape[:2] != (request.height_px, request.width_px):
+        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+        frame = picture.reformat(request.width_px, request.height_px, interpolation="LANCZOS").to_ndarray(
+            format="rgb24"
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def _chain(first: Frame, rest: Iterable[Frame]) -> Iterator[Frame]:
+    yield first
+    yield from rest
+
+
+def _counted(frames: Iterable[Frame], total: int, progress: Progress) -> Iterator[bytes]:
+    for i, frame in enumerate(frames):
+        progress.advance(i, total)
+        yield frame.tobytes()
+
+
+def run_ffmpeg(command: list[str], *, feed: Iterable[bytes], timeout_s: float = 6 * 3600) -> None:
+    """Run ffmpeg with `feed` on its standard input.
+
+    Raises:
+        RuntimeError: it failed; with its last words.
+    """
+    with tempfile.TemporaryFile() as words:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=words)
+        watchdog = threading.Timer(timeout_s, process.kill)
+        watchdog.daemon = True
+        watchdog.start()
+        assert process.stdin is not None
+        try:
+            for block in feed:
+                process.stdin.write(block)
+            process.stdin.close()
+            process.wait(timeout_s)
+        except BrokenPipeError:
+            process.wait(timeout_s)
+        finally:
+            watchdog.cancel()
+            if process.poll() is None:  # canceled, or the feed failed
+                process.kill()
+                process.wait(10)
+        if process.returncode:
+            words.seek(0)
+            last = words.read().decode(errors="replace").strip().splitlines()[-3:]
+            raise RuntimeError(f"ffmpeg ended with {process.returncode}: {' | '.join(last)}")
+
+
+def ffmpeg_path() -> str:
+    return str(imageio_ffmpeg.get_ffmpeg_exe())

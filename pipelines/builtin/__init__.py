@@ -1,0 +1,1 @@
+"""The built-in model: its world, its shapes, its training; its weights lie in weights/ in diffusers format."""

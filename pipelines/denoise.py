@@ -1,0 +1,94 @@
+"""The denoise stage: the one loop of all families.
+
+Legend: B batch (1), C latent channels, F latent frames, H and W latent rows and columns.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from farm.cards import WAN21_RGB
+from farm.task import Denoise
+
+from .families import wan
+from .load import best_device, load_component
+from .stage import Artifact, Progress, Result, as_bytes
+
+PREVIEW_EVERY = 5  # steps
+
+
+def denoise(
+    latents_BCFHW: torch.Tensor, *, steps: int, scheduler: Any, predict: wan.Predict, progress: Progress
+) -> torch.Tensor:
+    """Take noise to latents.
+
+    Args:
+        latents_BCFHW: noise, float32.
+        predict: the family's model with its guidance: (latents, timestep) to a prediction of the latents' shape.
+    Raises:
+        TaskCanceled: between two steps.
+    """
+    scheduler.set_timesteps(steps, device=latents_BCFHW.device)
+    scheduler.set_begin_index(0)
+    progress.advance(0, steps)
+    for i, t in enumerate(scheduler.timesteps):
+        prediction = predict(latents_BCFHW, t)
+        latents_BCFHW = scheduler.step(prediction, t, latents_BCFHW, return_dict=False)[0]
+        if i % PREVIEW_EVERY == PREVIEW_EVERY - 1:
+            progress.preview = preview_png(latents_BCFHW)
+        progress.advance(i + 1, steps)
+    return latents_BCFHW
+
+
+def draw_noise(shape: Sequence[int], *, seed: int, device: str) -> torch.Tensor:
+    """Standard normal noise, float32, drawn on the CPU so that it does not depend on the device (as stock diffusers)."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).to(device)
+
+
+def preview_png(latents_BCFHW: torch.Tensor) -> bytes:
+    """The middle frame as a small PNG by a linear map from latent channels to RGB; empty where no map is known."""
+    from PIL import Image
+
+    matrix = torch.tensor(WAN21_RGB)
+    middle_CHW = latents_BCFHW[0, :, latents_BCFHW.shape[2] // 2].float().cpu()
+    if middle_CHW.shape[0] != len(matrix) - 1:
+        return b""
+    rgb_HW3 = torch.einsum("chw,cr->hwr", middle_CHW, matrix[:-1]) + matrix[-1]
+    picture = ((rgb_HW3 + 1) * 127.5).clamp(0, 255).byte().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(picture).resize((picture.shape[1] * 8, picture.shape[0] * 8), Image.Resampling.BICUBIC).save(
+        buffer, "PNG"
+    )
+    return buffer.getvalue()
+
+
+class Stage:
+    """Holds the transformer (both experts where there are two) and the scheduler, nothing else."""
+
+    def __init__(self, model: str, *, dtype: str = "float32") -> None:
+        self.device = best_device()
+        index = json.loads((Path(model) / "model_index.json").read_text())
+        names = ["transformer", "scheduler"] + (["transformer_2"] if index.get("boundary_ratio") is not None else [])
+        self.components = {c: load_component(model, c, dtype=dtype, device=self.device) for c in names}
+
+    @torch.no_grad()
+    def run(self, request: Denoise, inputs: Sequence[Artifact], progress: Progress) -> Result:
+        """`inputs` are the prompt's embeddings and, with guidance, the negative prompt's. Returns `latents`."""
+        embeds, *negative = (load(as_bytes(i))["embeds"].to(self.device) for i in inputs)
+        predict = wan.make_predict(self.components, request, embeds, negative[0] if negative else None)
+        latents_BCFHW = denoise(
+            draw_noise(request.latent_shape, seed=request.seed, device=self.device),
+            steps=request.steps,
+            scheduler=self.components["scheduler"],
+            predict=predict,
+            progress=progress,
+        )
+        return Result(save({"latents": latents_BCFHW.cpu().contiguous()}))

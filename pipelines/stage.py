@@ -1,0 +1,80 @@
+"""What every stage is: an object that holds loaded components and turns a request and its inputs into one artifact.
+
+Artifacts are bytes of a public format (safetensors, Matroska, MP4, ZIP), so that a stage reads the same thing whether
+its input comes from the process before it, from the store, or from a notebook.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from farm.errors import TaskCanceled
+
+Artifact = bytes | Path
+
+
+@dataclass
+class Progress:
+    """What a running task tells and is told; read and written by other threads."""
+
+    step: int = 0
+    num_steps: int = 1
+    preview: bytes = b""  # PNG
+    canceled: bool = False
+    first_step_at: float = 0.0  # seconds since the epoch
+
+    def advance(self, step: int, num_steps: int) -> None:
+        """Note that `step` steps are done.
+
+        Raises:
+            TaskCanceled: somebody asked for it.
+        """
+        self.step, self.num_steps = step, num_steps
+        self.first_step_at = self.first_step_at or (time.time() if step else 0.0)
+        if self.canceled:
+            raise TaskCanceled(f"canceled after step {step} of {num_steps}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A stage's output: the artifact, and what the ledger should know of it."""
+
+    artifact: Artifact
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class Stage(Protocol):
+    def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result: ...
+
+
+def load_stage(stage: str, *, model: str, numerics: dict[str, Any]) -> Stage:
+    """Build a stage with its components loaded. The module `pipelines.<stage>` holds its class `Stage`."""
+    built: Stage = importlib.import_module(f"pipelines.{stage}").Stage(model, **numerics)
+    return built
+
+
+def as_bytes(artifact: Artifact) -> bytes:
+    return artifact if isinstance(artifact, bytes) else artifact.read_bytes()
+
+
+@contextmanager
+def as_path(artifact: Artifact, *, suffix: str) -> Iterator[Path]:
+    """The artifact as a file: itself where it is one, else a temporary file for the time of the block."""
+    if isinstance(artifact, Path):
+        yield artifact
+        return
+    descriptor, name = tempfile.mkstemp(suffix=suffix)
+    try:
+        with os.fdopen(descriptor, "wb") as f:
+            f.write(artifact)
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
