@@ -149,7 +149,7 @@ class Replica:
             return self._ran("succeeded", started_at, load_s, value=value, info=info)
         except TaskCanceled as e:
             return self._ran("canceled", started_at, load_s, reason=str(e))
-        except Exception as e:  # translated: the controller decides what to do with it
+        except Exception as e:  # noqa: BLE001  # translated: the controller decides what to do with it
             log.warning("task %s failed:\n%s", task.key, traceback.format_exc())
             info = {"input_error": isinstance(e, InputError)}
             reason = str(e) if isinstance(e, FarmError) else f"{type(e).__name__}: {e}"

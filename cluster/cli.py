@@ -25,9 +25,8 @@ from farm.film import Film, container_of, job_id_of, resolve
 from farm.journal import Job, publish_film, write_job
 from farm.plan import Plan, make_plan, tasks_to_run
 from farm.pools import Pool, cannot_fit, default_pools, load_pools, numerics, pools_as_json
-from farm.storyboard import json_schema, load_storyboard
 from farm.store import Store
-from farm.task import Task
+from farm.storyboard import json_schema, load_storyboard
 
 from .deliver import Target, deliver, read_target
 from .hardware import Connection, num_cpus, num_gpus
@@ -332,10 +331,6 @@ def run_doctor(args: argparse.Namespace, answer: Answer) -> int:
     from .doctor import examine
 
     return examine(load_pools(args.pools) if args.pools else None)
-
-
-def describe(task: Task) -> str:
-    return f"{task.stage} {task.label}"
 
 
 if __name__ == "__main__":

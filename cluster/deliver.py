@@ -94,7 +94,7 @@ def deliver(target: Target, store: Store, plan: Plan, film: str) -> str:
 
 
 def write_frames(folder: Path, store: Store, plan: Plan) -> None:
-    """Unpack every shot's stills, numbered through the film. The marker goes first, so that a stop leaves our folder."""
+    """Unpack every shot's stills, numbered through the film. The marker goes first, so that after a stop it is ours."""
     folder.mkdir(exist_ok=True)
     (folder / MARKER).write_text("frames written by longtake; this folder may be written again\n")
     for old in folder.glob("*.png"):

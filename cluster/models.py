@@ -41,6 +41,6 @@ def _row(card: ModelCard, model: str) -> dict[str, Any]:
     told = asdict(card) | {"rule": str(card.rule), "size": f"{card.size[0]}x{card.size[1]}"}
     for key in ("modes", "contexts"):
         told[key] = ", ".join(told[key]) or "none"
-    for key in ("latent_rgb", "stages", "name", "per_token_timesteps", "latent_channels"):
+    for key in ("latent_rgb", "name", "per_token_timesteps", "latent_channels"):
         told.pop(key)
     return {"model": model} | told

@@ -34,7 +34,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
 video { width: 100%; max-height: 30rem; background: #000; border-radius: 6px; image-rendering: auto; }
-figure { margin: 0 0 1rem; } figcaption { color: var(--soft); } img { max-width: 100%; border-radius: 4px; display: block; }
+figure { margin: 0 0 1rem; } figcaption { color: var(--soft); } img { max-width: 100%; border-radius: 4px;
+  display: block; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--soft); }
@@ -103,15 +104,16 @@ def _sheets(store: Store, folder: str, job: Job) -> Iterable[str]:
         sheet = contact_sheet(store.fs.cat_file(store.full(f"{folder}/shots/{name}")))
         data = base64.b64encode(sheet).decode()
         caption = f"{shot.id}: {shot.prompt} ({shot.num_frames} frames, seed {shot.seed})"
-        yield f"<figure><img alt='' src='data:image/jpeg;base64,{data}'><figcaption>{escape(caption)}</figcaption></figure>"
+        picture = f"<img alt='' src='data:image/jpeg;base64,{data}'>"
+        yield f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
     if len(job.film.shots) > MAX_SHEETS:
         yield f"<p class='soft'>and {len(job.film.shots) - MAX_SHEETS} more shots</p>"
 
 
 def contact_sheet(clip: bytes, *, num_frames: int = SHEET_FRAMES, height_px: int = SHEET_HEIGHT_PX) -> bytes:
     """Frames spread evenly over a clip, side by side, as JPEG."""
-    with av.open(io.BytesIO(clip)) as container:
-        pictures = [f.to_image() for f in container.decode(video=0)]
+    with av.open(io.BytesIO(clip), "r") as container:
+        pictures = [Image.fromarray(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
     chosen = [pictures[round(i * (len(pictures) - 1) / max(1, num_frames - 1))] for i in range(num_frames)]
     width = round(chosen[0].width * height_px / chosen[0].height)
     sheet = Image.new("RGB", (num_frames * (width + 4) - 4, height_px), "white")
@@ -172,7 +174,9 @@ def gantt(attempts: Sequence[Attempt]) -> str:
             f"<title>{escape(words)}</title></rect>"
         )
     bottom = len(rows) * row_px + 18
-    drawn.append(f"<text x='{left}' y='{bottom}'>0 s</text><text x='{right - 45}' y='{bottom}'>{end - start:.2f} s</text>")
+    drawn.append(
+        f"<text x='{left}' y='{bottom}'>0 s</text><text x='{right - 45}' y='{bottom}'>{end - start:.2f} s</text>"
+    )
     used = [s for s in STAGES if any(a.stage == s for a in attempts)]
     for i, stage in enumerate(used):
         x = left + 60 + i * 100

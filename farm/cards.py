@@ -48,13 +48,12 @@ class ModelCard:
     overlap_frames: int
     max_tokens: int  # of a prompt
     latent_rgb: Matrix = ()  # one row a channel, then the bias
-    stages: Mapping[str, tuple[str, ...]] = None  # type: ignore[assignment]  # stage to the components it loads
 
-    def __post_init__(self) -> None:
-        if self.stages is None:
-            experts = ("transformer", "transformer_2") if self.boundary_ratio is not None else ("transformer",)
-            stages = {"encode": ("tokenizer", "text_encoder"), "denoise": (*experts, "scheduler"), "decode": ("vae",)}
-            object.__setattr__(self, "stages", stages)
+    @property
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """The components that each stage loads."""
+        experts = ("transformer", "transformer_2") if self.boundary_ratio is not None else ("transformer",)
+        return {"encode": ("tokenizer", "text_encoder"), "denoise": (*experts, "scheduler"), "decode": ("vae",)}
 
 
 WAN = ModelCard(
@@ -91,7 +90,6 @@ def wan_card(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]])
         boundary_ratio=boundary,
         per_token_timesteps=bool(index.get("expand_timesteps", False)),
         latent_rgb=WAN21_RGB if transformer.get("in_channels", 16) == 16 else (),
-        stages=None,
     )
     if boundary is not None:
         card = replace(card, steps=40, guidance=4.0, guidance_low=3.0)

@@ -1,4 +1,4 @@
-"""Which task runs next: among the ready tasks of a stage the job's priority, then the longest remaining chain, then age.
+"""Which task runs next: the one of the highest priority, then of the longest remaining chain, then the oldest.
 
 Pure state: it is told what happened and answers what to do; it reads no clock and calls nobody. Invariant: every task
 of every job is in exactly one of waiting, ready, active, done or dead, and no task is handed out twice at once.

@@ -83,7 +83,7 @@ class _Builder:
         self.num_nodes += 1
         if self.num_nodes > MAX_NODES or len(place) > MAX_DEPTH:
             what = "nested too deeply" if len(place) > MAX_DEPTH else "too large once its aliases are expanded"
-            raise InputError(Problem(f"the file is {what}", dotted(place), self.file, line))
+            raise InputError(Problem(f"the file is {what}", "", self.file, line))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place)
         if isinstance(node, yaml.SequenceNode):

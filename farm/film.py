@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 from .cards import ModelCard
 from .checkpoint import Checkpoint
 from .chunks import Chunk, cut_into_chunks, num_delivered, num_frames_of
-from .document import Place
+from .document import Place, dotted
 from .errors import InputError, Problem
 from .keys import hash_json
-from .storyboard import Continuity, Draft, GuidancePair, Shot
+from .storyboard import Continuity, Draft, GuidancePair, Shot, TopLevel
 
 MAX_SIDE_PX = 8192
 MAX_DELIVERED_PX = 16384
@@ -77,7 +77,7 @@ class Film:
 
 def job_id_of(film: Film, checkpoint: Checkpoint) -> str:
     """The first 16 hex digits of the hash of the film and of its model's fingerprints: the same film, the same job."""
-    return hash_json({"film": film.as_json(), "fingerprints": dict(checkpoint.fingerprints)})[:16]
+    return hash_json({"film": film.as_json() | {"model": ""}, "fingerprints": dict(checkpoint.fingerprints)})[:16]
 
 
 @dataclass(frozen=True)
@@ -92,30 +92,52 @@ def resolve(draft: Draft, checkpoint: Checkpoint | None, *, model_problems: tupl
     Raises:
         InputError: with every fault of the storyboard, those found by the schema included.
     """
-    work = _Resolver(draft, checkpoint.card if checkpoint else None)
-    film = work.film()
-    problems = sorted({*draft.problems, *model_problems, *work.problems}, key=lambda p: (p.line or 0, p.key))
+    unavailable = _unavailable_keys(draft)
+    problems, warnings, film = [*draft.problems, *model_problems], [], None
+    if draft.top is not None and checkpoint is not None:
+        work = _Resolver(draft, draft.top, checkpoint.card, unavailable)
+        film = work.film()
+        problems, warnings = [*problems, *work.problems], work.warnings
+    for feature, places in unavailable.items():
+        also = f" (also {', '.join(dotted(p) for p in places[1:4])}{' ...' if len(places) > 4 else ''})"
+        message = f"{dotted(places[0])}: {feature} are not available yet{also if places[1:] else ''}"
+        problems.append(draft.document.problem(places[0], message))
     if problems or film is None:
-        raise InputError(*problems)
-    return Resolved(film, tuple(work.warnings))
+        raise InputError(*sorted(set(problems), key=lambda p: (p.line or 0, p.key)))
+    return Resolved(film, tuple(warnings))
+
+
+T = TypeVar("T")
+Unavailable = dict[str, list[Place]]  # feature to the places that ask for it
+
+
+def _unavailable_keys(draft: Draft) -> Unavailable:
+    features = {
+        "prompts": "prompt schedules", "image": "images", "last_image": "last images",
+        "continue_from": "shots that go on from another", "transition": "transitions",
+        "model": "models of single shots",
+    }  # fmt: skip
+    raw = draft.document.data
+    shots = raw.get("shots") if isinstance(raw, dict) else None
+    found: Unavailable = {}
+    for i, shot in enumerate(shots if isinstance(shots, list) else []):
+        for key, feature in features.items():
+            if isinstance(shot, dict) and key in shot:
+                found.setdefault(feature, []).append(("shots", i, key))
+    return found
 
 
 class _Resolver:
-    def __init__(self, draft: Draft, card: ModelCard | None) -> None:
-        self.draft, self.card = draft, card
+    def __init__(self, draft: Draft, top: TopLevel, card: ModelCard, unavailable: Unavailable) -> None:
+        self.draft, self.top, self.card, self.unavailable = draft, top, card, unavailable
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
-        self.unavailable: dict[str, list[Place]] = {}
 
     def fault(self, place: Place, message: str) -> None:
         self.problems.append(self.draft.document.problem(place, message))
 
-    def film(self) -> Film | None:
-        top, card = self.draft.top, self.card
-        self._unavailable_keys()
-        if top is None or card is None:
-            self._tell_unavailable()
-            return None
+    def film(self) -> Film:
+        top, card = self.top, self.card
         width, height = (int(side) for side in top.size.split("x")) if top.size else card.size
         self._check_size(width, height, top.output.scale)
         fps = top.fps or card.fps
@@ -126,16 +148,15 @@ class _Resolver:
             )
         self._continuity(("continuity",), None)
         shots = [self._shot(i, shot, fps) for i, shot in self.draft.shots]
-        self._tell_unavailable()
         return Film(
-            title=top.title, model=top.model, width_px=width, height_px=height, fps=fps, seed=top.seed or 0,
-            output_fps=top.output.fps or fps, scale=top.output.scale, codec=top.output.codec, crf=self._crf(),
+            title=top.title, model=_short_name(card.name), width_px=width, height_px=height, fps=fps,
+            seed=top.seed or 0, output_fps=top.output.fps or fps, scale=top.output.scale, codec=top.output.codec,
+            crf=self._crf(),
             shots=tuple(shot for shot in shots if shot),
         )  # fmt: skip
 
     def _shot(self, i: int, shot: Shot, fps: float) -> FilmShot | None:
-        top, card = self.draft.top, self.card
-        assert top is not None and card is not None
+        top, card = self.top, self.card
         place: Place = ("shots", i)
         chunk_frames = self._continuity((*place, "continuity"), shot.continuity)
         high, low = self._guidance(place, shot)
@@ -162,28 +183,26 @@ class _Resolver:
         )
 
     def _guidance(self, place: Place, shot: Shot) -> tuple[float, float]:
-        top, card = self.draft.top, self.card
-        assert top is not None and card is not None
+        top, card = self.top, self.card
         where = (*place, "guidance") if shot.guidance is not None else ("guidance",)
-        asked = _first(shot.guidance, top.guidance, None)
+        asked = shot.guidance if shot.guidance is not None else top.guidance
         if asked is None:
             return card.guidance, _first(card.guidance_low, card.guidance)
         if not isinstance(asked, GuidancePair):
             return asked, asked
         if card.boundary_ratio is None:
-            self.fault(where, f"{_name(where)} must be one number for {card.name}, which has one expert, got a pair")
+            self.fault(where, f"{dotted(where)} must be one number for {card.name}, which has one expert, got a pair")
         return asked.high, asked.low
 
     def _continuity(self, place: Place, own: Continuity | None) -> int:
         """Check the continuity in force at `place` where one is written there; the frames of one chunk."""
-        top, card = self.draft.top, self.card
-        assert top is not None and card is not None
+        top, card = self.top, self.card
         of_film = top.continuity or Continuity()
         asked = own or of_film
         chunk = _first(asked.chunk_frames, of_film.chunk_frames, card.chunk_frames)
         if own is None and len(place) > 1:
             return chunk
-        name, rule = _name(place), card.rule
+        name, rule = dotted(place), card.rule
         if not rule.allows(chunk):
             self.fault((*place, "chunk_frames"), _off_rule(f"{name}.chunk_frames", card, chunk))
             return chunk
@@ -201,7 +220,6 @@ class _Resolver:
 
     def _check_size(self, width: int, height: int, scale: float) -> None:
         card = self.card
-        assert card is not None
         for side, px in (("width", width), ("height", height)):
             if px % card.multiple_px or px > MAX_SIDE_PX:
                 below = min(px, MAX_SIDE_PX) // card.multiple_px * card.multiple_px
@@ -220,8 +238,7 @@ class _Resolver:
                 )
 
     def _crf(self) -> int:
-        assert self.draft.top is not None
-        output = self.draft.top.output
+        output = self.top.output
         if output.codec not in CRF:
             if output.crf is not None:
                 self.fault(("output", "crf"), f"output.crf must not be there: {output.codec} has no such setting")
@@ -230,23 +247,6 @@ class _Resolver:
         if output.crf is not None and output.crf > largest:
             self.fault(("output", "crf"), f"output.crf must be at most {largest} for {output.codec}, got {output.crf}")
         return _first(output.crf, default)
-
-    def _unavailable_keys(self) -> None:
-        features = {
-            "prompts": "prompt schedules", "image": "images", "last_image": "last images",
-            "continue_from": "continue_from", "transition": "transitions", "model": "models of single shots",
-        }  # fmt: skip
-        raw = self.draft.document.data
-        shots = raw.get("shots") if isinstance(raw, dict) else None
-        for i, shot in enumerate(shots if isinstance(shots, list) else []):
-            for key, feature in features.items():
-                if isinstance(shot, dict) and key in shot:
-                    self.unavailable.setdefault(feature, []).append(("shots", i, key))
-
-    def _tell_unavailable(self) -> None:
-        for feature, places in self.unavailable.items():
-            also = f" (also {', '.join(_name(p) for p in places[1:4])}{' ...' if len(places) > 4 else ''})"
-            self.fault(places[0], f"{_name(places[0])}: {feature} are not available yet{also if places[1:] else ''}")
 
 
 def container_of(out_suffix: str, codec: str) -> str:
@@ -275,11 +275,10 @@ def _are(near: Any) -> str:
     return f"are {near[0]} and {near[1]}" if len(near) == 2 else f"is {near[0]}"
 
 
-def _name(place: Place) -> str:
-    from .document import dotted
+def _short_name(model: str) -> str:
+    """A model's name without the folders it lies in, so that no path gets into a film."""
+    return model.rstrip("/").rsplit("/", 1)[-1]
 
-    return dotted(place)
 
-
-def _first(*values: Any) -> Any:
-    return next((v for v in values if v is not None), None)
+def _first(*values: T | None) -> T:
+    return next(v for v in values if v is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .cards import ModelCard
@@ -46,12 +46,11 @@ def read_job(store: Store, job_id: str) -> Job:
 
 
 def _checkpoint(data: Mapping[str, Any]) -> Checkpoint:
-    raw = dict(data["card"])
-    card = ModelCard(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
-    stages = {stage: tuple(components) for stage, components in raw["stages"].items()}
-    matrix = tuple(tuple(row) for row in raw["latent_rgb"])
-    card = replace(card, rule=FrameRule(**raw["rule"]), stages=stages, latent_rgb=matrix)
-    return Checkpoint(data["name"], data["folder"], card, data["fingerprints"])
+    raw: dict[str, Any] = dict(data["card"])
+    raw |= {k: tuple(raw[k]) for k in ("modes", "contexts", "size")}
+    raw["rule"] = FrameRule(**raw["rule"])
+    raw["latent_rgb"] = tuple(tuple(row) for row in raw["latent_rgb"])
+    return Checkpoint(data["name"], data["folder"], ModelCard(**raw), data["fingerprints"])
 
 
 def publish_film(store: Store, job: Job, plan: Plan) -> str:

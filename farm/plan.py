@@ -99,7 +99,7 @@ class _Planner:
         )
         width, height = film.delivered_px
         rates = {"fps": as_fraction(film.fps), "output_fps": as_fraction(film.output_fps)}
-        common = {"num_frames": shot.num_delivered, "width_px": width, "height_px": height, **rates}
+        common: dict[str, Any] = {"num_frames": shot.num_delivered, "width_px": width, "height_px": height, **rates}
         clip = make_task(
             "assemble", WriteClip(codec=film.codec, crf=film.crf, **common),
             inputs=(decode,), extension=CLIP_EXTENSION[film.codec], label=shot.id, cost=18 * volume * film.scale,

@@ -1,4 +1,4 @@
-"""The storyboard: the YAML that a user writes, as a schema. Values are checked here; what depends on a model in film.py.
+"""The storyboard: the YAML that a user writes, as a schema. What depends on a model is checked in film.py.
 
 Every model refuses unknown keys, and numbers are not read out of text.
 """
@@ -107,10 +107,10 @@ class Storyboard(Strict):
     shots: Annotated[list[Shot], Field(min_length=1, max_length=100_000)]
 
 
-class _Top(Storyboard):
+class TopLevel(Storyboard):
     """The storyboard with its shots unread, so that each of them is checked by itself."""
 
-    shots: Annotated[list[Any], Field(min_length=1, max_length=100_000)]  # type: ignore[assignment]
+    shots: Annotated[list[Any], Field(min_length=1, max_length=100_000)]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Draft:
     """A storyboard as far as it could be read: faulty shots are left out, every fault is in `problems`."""
 
     document: Document
-    top: _Top | None
+    top: TopLevel | None
     shots: tuple[tuple[int, Shot], ...] = ()
     problems: list[Problem] = field(default_factory=list)
 
@@ -139,7 +139,7 @@ def load_storyboard(path: Path) -> Draft:
 def parse_storyboard(raw: bytes, *, file: str) -> Draft:
     """Validate a storyboard against the schema, each shot by itself, and gather all faults."""
     document = read_document(raw, file=file)
-    top, problems = check(_Top, document.data, document, ())
+    top, problems = check(TopLevel, document.data, document, ())
     raw_shots = document.data.get("shots") if isinstance(document.data, dict) else None
     shots = []
     for i, item in enumerate(raw_shots if isinstance(raw_shots, list) else []):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import av
-import imageio_ffmpeg
+import numpy as np
 from PIL import Image
 
 from farm.task import JoinClips, WriteClip, WriteStills
@@ -99,9 +99,8 @@ def png_of(frame: Frame, request: WriteStills) -> bytes:
     """One delivered frame as PNG, enlarged by Lanczos."""
     if frame.shape[:2] != (request.height_px, request.width_px):
         picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-        frame = picture.reformat(request.width_px, request.height_px, interpolation="LANCZOS").to_ndarray(
-            format="rgb24"
-        )
+        enlarged = picture.reformat(request.width_px, request.height_px, interpolation="LANCZOS")
+        frame = np.asarray(enlarged.to_ndarray(format="rgb24"), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
@@ -146,7 +145,3 @@ def run_ffmpeg(command: list[str], *, feed: Iterable[bytes], timeout_s: float = 
             words.seek(0)
             last = words.read().decode(errors="replace").strip().splitlines()[-3:]
             raise RuntimeError(f"ffmpeg ended with {process.returncode}: {' | '.join(last)}")
-
-
-def ffmpeg_path() -> str:
-    return str(imageio_ffmpeg.get_ffmpeg_exe())

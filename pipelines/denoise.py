@@ -48,7 +48,7 @@ def denoise(
 
 
 def draw_noise(shape: Sequence[int], *, seed: int, device: str) -> torch.Tensor:
-    """Standard normal noise, float32, drawn on the CPU so that it does not depend on the device (as stock diffusers)."""
+    """Standard normal noise, float32; drawn on the CPU, as stock diffusers does with a CPU generator."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).to(device)
 

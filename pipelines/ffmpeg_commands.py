@@ -1,7 +1,7 @@
 """Builders of ffmpeg command lines, apart from what runs them, so that tests can compare arguments.
 
 Every encoder runs on one thread with bitexact flags, because x264's and x265's bytes change with the number of threads.
-Video is converted to BT.709, limited range, and tagged so. Groups of pictures are closed, so that packets can be joined.
+Video is converted to BT.709, limited range, and tagged so. Groups of pictures are closed, so that clips can be joined.
 """
 
 from __future__ import annotations

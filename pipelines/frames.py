@@ -28,8 +28,8 @@ def write_lossless(frames: Iterable[Frame], *, width_px: int, height_px: int) ->
 
 def read_lossless(data: bytes) -> Iterator[Frame]:
     """The frames again, one by one, so that memory does not grow with the shot."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         for frame in container.decode(stream):
-            yield frame.to_ndarray(format="rgb24")
+            yield np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)

@@ -35,14 +35,8 @@ def load_component(folder: str, component: str, *, dtype: str, device: str) -> A
     path = str(Path(folder) / component)
     if component.startswith(("scheduler", "tokenizer")):
         return cls.from_pretrained(path)
-    options: dict[str, Any] = {"torch_dtype": DTYPES[dtype], "use_safetensors": True}
-    if library == "diffusers":
-        options |= {"disable_mmap": True}
-    else:
-        options = {"dtype": DTYPES[dtype], "use_safetensors": True}
-    module = cls.from_pretrained(path, **options).eval().requires_grad_(False)
-    if library == "transformers":
-        own_memory(module)
+    module = cls.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True).eval().requires_grad_(False)
+    own_memory(module)
     return module.to(device)
 
 

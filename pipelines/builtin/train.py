@@ -163,7 +163,8 @@ def train_autoencoder(out: Path, work: Path, *, steps: int | None, seed: int, un
         error = decoded - video
         weight = 1 + 6 * mask
         edges = sum((error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (-1, -2))
-        return (error.abs() * weight).mean() + edges + 1e-3 * (z**2).mean()
+        total: torch.Tensor = (error.abs() * weight).mean() + edges + 1e-3 * (z**2).mean()
+        return total
 
     if drive(run, loss_at, until=until):
         run.use_average()
@@ -189,7 +190,7 @@ def held_out(rng: np.random.Generator, *, count: int, num_frames: int) -> Iterat
 @torch.no_grad()
 def measure_autoencoder(vae: torch.nn.Module, *, seed: int) -> dict[str, float]:
     """PSNR in dB on scenes that were not trained on: over all frames, of the first and the last."""
-    figures = {}
+    figures: dict[str, float] = {}
     for num_frames, count in ((17, 40), (97, 6)):
         errors = []
         for video in held_out(np.random.default_rng((seed, num_frames)), count=count, num_frames=num_frames):

@@ -1,8 +1,8 @@
 """The world that the built-in model knows: captioned videos drawn by formula, and the language of their captions.
 
-A `Scene` is one sentence of the language plus the accidents of a seed (where, how large, how fast). `render` draws any
-stretch of its time, so that motions go on for ever: whatever travels is followed by the camera, and the scenery passes by
-in parallax. Every edge is a signed distance turned into coverage, so the pictures are anti-aliased without supersampling.
+A `Scene` is one sentence of the language plus the accidents of a seed (where, how large, how fast). `render` draws
+any stretch of its time, so that motions go on for ever: whatever travels is followed by the camera, and the scenery
+passes by in parallax. Every edge is a signed distance turned into coverage, so pictures are anti-aliased as drawn.
 
 Axes: T frames, H rows, W columns, C colour channels; distances in pixels of a 96x64 frame, times in seconds.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,8 @@ HILLS = {
 SYNONYMS = {
     "crimson": "red", "scarlet": "red", "gold": "yellow", "golden": "yellow", "violet": "purple", "azure": "blue",
     "sphere": "ball", "box": "cube", "block": "cube", "pyramid": "cone", "automobile": "car", "vehicle": "car",
-    "roll": "rolls", "rolling": "rolls", "drives": "rolls", "bounce": "bounces", "bouncing": "bounces", "jumps": "bounces",
+    "roll": "rolls", "rolling": "rolls", "drives": "rolls", "bounce": "bounces", "bouncing": "bounces",
+    "jumps": "bounces",
     "float": "floats", "floating": "floats", "hovers": "floats", "spin": "spins", "spinning": "spins", "turns": "spins",
     "stand": "stands", "standing": "stands", "rests": "stands", "lawn": "grass", "meadow": "grass", "desert": "sand",
     "beach": "sand", "street": "road", "asphalt": "road", "noon": "day", "daylight": "day", "dusk": "sunset",
@@ -122,7 +124,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     )
 
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32
 
 
 def _cover(distance: Array) -> Array:
@@ -131,11 +133,11 @@ def _cover(distance: Array) -> Array:
 
 
 def _over(image: Array, alpha: Array, colour: Array) -> Array:
-    return image + alpha[..., None] * (colour - image)
+    return np.asarray(image + alpha[..., None] * (colour - image))
 
 
 def _wrap(x: Array, period: float) -> Array:
-    return (x + period / 2) % period - period / 2
+    return np.asarray((x + period / 2) % period - period / 2)
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,7 @@ def _object(scene: Scene, path: Path, radius: float, facing: int, x: Array, y: A
     shade = np.exp(-((((x - path.x) / (radius * 1.05)) ** 2 + ((y - CONTACT_PX) / 2.4) ** 2) ** 2))
     image = _over(image, 0.5 * fade * shade, np.zeros(3, np.float32))
 
+    colour: Array
     if scene.shape == "ball":
         dy = (y - ground + radius) / radius
         r = np.sqrt(dx**2 + dy**2)

@@ -22,7 +22,7 @@ def encode_prompt(components: dict[str, Any], prompt: str, *, max_tokens: int) -
 
     pipe = WanPipeline(components["tokenizer"], components["text_encoder"], vae=None, scheduler=None)
     embeds, _ = pipe.encode_prompt(prompt, do_classifier_free_guidance=False, max_sequence_length=max_tokens)
-    return embeds
+    return embeds  # type: ignore[no-any-return]  # diffusers is untyped
 
 
 def make_predict(
@@ -32,7 +32,8 @@ def make_predict(
 
     The conditional pass goes first and alone, as in the stock pipeline; a batch of two would change bits.
     """
-    high, low = components["transformer"], components.get("transformer_2")
+    high: Any = components["transformer"]
+    low: Any = components.get("transformer_2")
     boundary = None
     if request.boundary_ratio is not None:
         boundary = request.boundary_ratio * components["scheduler"].config.num_train_timesteps

@@ -15,7 +15,7 @@ from diffusers import (
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-WORDS = "a the red blue green ball cube rolls bounces over grass sand at sunset night day".split()
+WORDS = tuple("a the red blue green ball cube rolls bounces over grass sand at sunset night day".split())  # noqa: SIM905
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -39,10 +39,14 @@ def make_wan(
 ) -> Path:  # fmt: skip
     """Write a random Wan checkpoint (about 1 MB) and return its folder."""
     torch.manual_seed(seed)
-    vae = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True])
+    vae = AutoencoderKLWan(
+        base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
     text = UMT5EncoderModel(UMT5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4))
     schedulers = {
-        "unipc": lambda: UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        "unipc": lambda: UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
         "euler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
     }
     pipe = WanPipeline(

@@ -1,0 +1,32 @@
+"""Shared fixtures. torch's waiting threads must not spin, and Ray must not talk to anybody."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("LONGTAKE_STORE", None)
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Wan checkpoint with the UniPC scheduler."""
+    from tiny_checkpoints import make_wan
+
+    return make_wan(tmp_path_factory.mktemp("checkpoints") / "wan")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    from farm import checkpoint
+
+    monkeypatch.setattr(checkpoint._remembered, "file", tmp_path_factory.getbasetemp() / "fingerprints.json")

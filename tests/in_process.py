@@ -1,0 +1,41 @@
+"""Render a storyboard with the stages as plain objects, in this process: the farm without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from farm.checkpoint import Checkpoint, find_checkpoint
+from farm.film import Resolved, resolve
+from farm.plan import Plan, make_plan
+from farm.pools import default_pools, numerics
+from farm.storyboard import parse_storyboard
+from pipelines.stage import Progress, load_stage
+
+Board = dict[str, Any] | str
+
+
+def resolve_board(board: Board, checkpoint: Checkpoint) -> Resolved:
+    text = board if isinstance(board, str) else yaml.safe_dump(board)
+    return resolve(parse_storyboard(text.encode(), file="board.yaml"), checkpoint)
+
+
+def plan_of(board: Board, model: Path, *, stills: bool = False, container: str = "mp4") -> Plan:
+    checkpoint = find_checkpoint(str(model), beside=Path.cwd())
+    pools = default_pools(num_cpus=2, num_gpus=0)
+    return make_plan(
+        resolve_board(board, checkpoint).film, checkpoint, numerics(pools), container=container, stills=stills
+    )
+
+
+def run_plan(plan: Plan) -> dict[str, bytes | Path]:
+    """Every task's artifact by key."""
+    stages: dict[str, Any] = {}
+    made: dict[str, bytes | Path] = {}
+    for key, task in plan.tasks.items():
+        if task.stage not in stages:
+            stages[task.stage] = load_stage(task.stage, model=task.model, numerics=dict(task.numerics))
+        made[key] = stages[task.stage].run(task.request, [made[k] for k in task.inputs], Progress()).artifact
+    return made

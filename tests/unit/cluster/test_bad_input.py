@@ -1,0 +1,332 @@
+"""Bad input: exit code 2, every fault with file, line, key and what to do; nothing rendered, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.cli import main
+
+GOOD = """\
+title: A test
+size: 64x48
+fps: 8
+steps: 2
+shots:
+  - id: one
+    prompt: a red ball
+    frames: 9
+"""
+SHOT = "shots:\n  - id: one\n    prompt: a red ball\n    frames: 9\n"
+
+
+def swap(old: str, new: str) -> bytes:
+    assert old in GOOD
+    return GOOD.replace(old, new).encode()
+
+
+def plus(line: str) -> bytes:
+    return (line + "\n" + GOOD).encode()
+
+
+def with_continuity(text: str) -> bytes:
+    return plus(f"continuity: {text}")
+
+
+# name: (storyboard, line that must be named or None, key, words that the message must have)
+STORYBOARDS: dict[str, tuple[bytes, int | None, str, tuple[str, ...]]] = {
+    "empty file": (b"", None, "", ("empty",)),
+    "yaml syntax": (b"title: [unclosed\nshots: 3\n", 2, "", ("not valid YAML",)),
+    "tab indentation": (b"shots:\n\t- id: a\n", 2, "", ("not valid YAML",)),
+    "binary file": (bytes(range(256)), None, "", ("UTF-8",)),
+    "a list at the top": (b"- 1\n- 2\n", 1, "", ("mapping",)),
+    "alias bomb": (
+        b"a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+        + b"".join(b"%c: &%c [%s]\n" % (98 + i, 98 + i, b",".join([b"*%c" % (97 + i)] * 10)) for i in range(8)),
+        1, "", ("too large once its aliases are expanded",),
+    ),
+    "endless nesting": (b"[" * 200 + b"]" * 200, 1, "", ("nested too deeply",)),
+    "a python tag": (plus("negative_prompt: !!python/object/apply:os.system [id]"), 1, "negative_prompt", ("",)),
+    "an own tag": (plus("negative_prompt: !thing x"), 1, "negative_prompt", ("tags are not used",)),
+    "unknown key": (plus("sed: 3"), 1, "sed", ("did you mean seed?",)),
+    "unknown key of a shot": (swap("frames: 9", "frame: 9"), 8, "shots[0].frame", ("did you mean frames?",)),
+    "unknown key of output": (plus("output: {codek: h264}"), 1, "output.codek", ("did you mean codec?",)),
+    "a key twice": (plus("title: again"), 2, "title", ("stands twice",)),
+    "text for a number": (swap("steps: 2", "steps: many"), 4, "steps", ("whole number", "'many'")),
+    "quoted number": (swap("steps: 2", "steps: '2'"), 4, "steps", ("whole number",)),
+    "a fraction of a step": (swap("steps: 2", "steps: 2.5"), 4, "steps", ("whole number",)),
+    "true for a number": (plus("seed: true"), 1, "seed", ("whole number",)),
+    "a number for a prompt": (swap("prompt: a red ball", "prompt: 3"), 7, "shots[0].prompt", ("text",)),
+    "fps not a number": (swap("fps: 8", "fps: .nan"), 3, "fps", ("nan",)),
+    "fps infinite": (swap("fps: 8", "fps: .inf"), 3, "fps", ("inf",)),
+    "fps zero": (swap("fps: 8", "fps: 0"), 3, "fps", ("greater than 0",)),
+    "seed negative": (plus("seed: -1"), 1, "seed", ("at least 0",)),
+    "seed too large": (plus("seed: 9223372036854775808"), 1, "seed", ("less than",)),
+    "steps zero": (swap("steps: 2", "steps: 0"), 4, "steps", ("at least 1",)),
+    "guidance of a pair for one expert": (plus("guidance: {high: 4.0, low: 3.0}"), 1, "guidance", ("one number",)),
+    "guidance half a pair": (plus("guidance: {high: 4.0}"), 1, "guidance.low", ("required",)),
+    "duplicate ids": (
+        GOOD.encode() + b"  - {id: one, prompt: x, frames: 5}\n", 9, "shots[1].id", ("unique", "shots[0]"),
+    ),
+    "id with blanks": (swap("id: one", "id: One Two"), 6, "shots[0].id", ("like",)),
+    "no shots": (b"title: x\nshots: []\n", 2, "shots", ("not be empty", "not empty")),
+    "shots missing": (b"title: x\n", 1, "shots", ("required",)),
+    "shots not a list": (b"shots: 3\n", 1, "shots", ("a list",)),
+    "a shot that is text": (b"shots:\n  - hello\n", 2, "shots[0]", ("mapping",)),
+    "no prompt": (swap("    prompt: a red ball\n", ""), 6, "shots[0]", ("must have a prompt",)),
+    "empty prompt": (swap("a red ball", "''"), 7, "shots[0].prompt", ("not empty",)),
+    "no length": (swap("    frames: 9\n", ""), 6, "shots[0]", ("seconds or frames",)),
+    "both lengths": (GOOD.encode() + b"    seconds: 1\n", 8, "shots[0].frames", ("seconds or frames, not both",)),
+    "zero seconds": (swap("frames: 9", "seconds: 0"), 8, "shots[0].seconds", ("greater than 0",)),
+    "negative seconds": (swap("frames: 9", "seconds: -2"), 8, "shots[0].seconds", ("greater than 0",)),
+    "absurd seconds": (swap("frames: 9", "seconds: 1.0e+12"), 8, "shots[0].seconds", ("at most",)),
+    "zero frames": (swap("frames: 9", "frames: 0"), 8, "shots[0].frames", ("at least 1",)),
+    "size not a size": (swap("64x48", "large"), 2, "size", ("like",)),
+    "width off the grid": (swap("64x48", "70x48"), 2, "size", ("multiple of 16", "64 and 80")),
+    "height off the grid": (swap("64x48", "64x8"), 2, "size", ("multiple of 16", "nearest is 16")),
+    "size beyond all": (swap("64x48", "99968x48"), 2, "size", ("at most 8192",)),
+    "chunk off the rule": (
+        with_continuity("{chunk_frames: 16}"), 1, "continuity.chunk_frames", ("4n+1", "got 16", "13 and 17"),
+    ),
+    "overlap off the rule": (
+        with_continuity("{chunk_frames: 17, overlap_frames: 6}"), 1, "continuity.overlap_frames", ("4n+1", "5 and 9"),
+    ),
+    "overlap as long as the chunk": (
+        with_continuity("{chunk_frames: 17, overlap_frames: 17}"), 1, "continuity.overlap_frames", ("below",),
+    ),
+    "overlap without context": (
+        with_continuity("{context: none, overlap_frames: 5}"), 1, "continuity.overlap_frames", ("must be 0",),
+    ),
+    "unknown mode": (with_continuity("{mode: extent}"), 1, "continuity.mode", ("did you mean extend?",)),
+    "unknown codec": (plus("output: {codec: h266}"), 1, "output.codec", ("h264", "did you mean")),
+    "crf too large": (plus("output: {crf: 60}"), 1, "output.crf", ("at most 51",)),
+    "crf for prores": (plus("output: {codec: prores, crf: 3}"), 1, "output.crf", ("no such setting",)),
+    "odd enlargement": (plus("output: {scale: 1.01}"), 1, "output.scale", ("even",)),
+    "transition on the first shot": (
+        GOOD.encode() + b"    transition: {kind: crossfade}\n", 9, "shots[0].transition", ("first shot",),
+    ),
+    "a long shot": (swap("frames: 9", "seconds: 20"), 8, "shots[0].seconds", ("not available yet",)),
+    "a prompt schedule": (
+        swap("prompt: a red ball", "prompts: [{at: 0, prompt: x}]"), 7, "shots[0].prompts", ("not available yet",),
+    ),
+    "an image": (GOOD.encode() + b"    image: hill.png\n", 9, "shots[0].image", ("not available yet",)),
+    "a control character": (swap("title: A test", 'title: "a\\x07b"'), 1, "title", ("like",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STORYBOARDS)
+@pytest.mark.parametrize("command", ["render", "plan"])
+def test_bad_storyboards_are_refused(
+    name: str, command: str, tiny_wan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, line, key, words = STORYBOARDS[name]
+    board = tmp_path / "film.yaml"
+    board.write_bytes(raw)
+    code, answer, told = run(capsys, command, str(board), "--model", str(tiny_wan), "--store", str(tmp_path / "store"))
+    assert code == 2
+    assert "Traceback" not in told
+    assert answer["status"] == "failed"
+    faults = [e for e in answer["errors"] if e["key"] == key and e["line"] == line and e["file"] == str(board)]
+    assert any(word in fault["message"] for fault in faults for word in words), answer["errors"]
+    assert all(e["message"] in told for e in answer["errors"])
+    assert not (tmp_path / "store").exists()
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[str, Any], str]:
+    code = main([*argv, "--json"])
+    seen = capsys.readouterr()
+    return code, json.loads(seen.out.splitlines()[-1]), seen.err
+
+
+def test_all_faults_are_told_at_once(tiny_wan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    board = tmp_path / "film.yaml"
+    board.write_text(
+        "titel: x\nsize: 70x48\nsteps: 0\nshots:\n"
+        "  - {id: a, prompt: x, frames: 9, seconds: 1}\n  - {id: a, prompt: x, frames: 0}\n  - {id: c, prompt: 3}\n"
+    )
+    _, answer, _ = run(capsys, "plan", str(board), "--model", str(tiny_wan))
+    keys = {e["key"] for e in answer["errors"]}
+    assert {"titel", "steps", "shots[0].frames", "shots[1].id", "shots[1].frames", "shots[2].prompt"} <= keys
+
+
+# -- checkpoints
+
+
+def no_index(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+
+
+def broken_index(folder: Path) -> None:
+    (folder / "model_index.json").write_text("{")
+
+
+def unknown_class(folder: Path) -> None:
+    edit(folder / "model_index.json", _class_name="WanPipelin")
+
+
+def custom_code(folder: Path) -> None:
+    edit(folder / "model_index.json", vae=["my_code", "MyVae"])
+
+
+def auto_map(folder: Path) -> None:
+    edit(folder / "transformer" / "config.json", auto_map={"AutoModel": "evil.Model"})
+
+
+def no_vae(folder: Path) -> None:
+    shutil.rmtree(folder / "vae")
+
+
+def no_weights(folder: Path) -> None:
+    next((folder / "vae").glob("*.safetensors")).unlink()
+
+
+def pickled(folder: Path) -> None:
+    weights = next((folder / "transformer").glob("*.safetensors"))
+    weights.rename(weights.with_suffix(".bin"))
+
+
+def truncated(folder: Path) -> None:
+    weights = next((folder / "transformer").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def garbage(folder: Path) -> None:
+    next((folder / "vae").glob("*.safetensors")).write_bytes(b"hello world, this is no checkpoint")
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no model_index.json": (no_index, "not in diffusers format"),
+    "broken model_index.json": (broken_index, "readable JSON"),
+    "unknown pipeline class": (unknown_class, "did you mean WanPipeline?"),
+    "code of its own": (custom_code, "code of their own"),
+    "a component with code of its own": (auto_map, "auto_map"),
+    "a missing component": (no_vae, "vae/ is missing"),
+    "no weights": (no_weights, "no safetensors"),
+    "pickled weights": (pickled, "pickle"),
+    "truncated weights": (truncated, "damaged: must have"),
+    "weights that are none": (garbage, "not a safetensors file"),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_bad_checkpoints_are_refused(
+    name: str, tiny_wan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, words = CHECKPOINTS[name]
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_wan, folder)
+    spoil(folder)
+    board = tmp_path / "film.yaml"
+    board.write_text(f"model: model\n{GOOD}")
+    code, answer, told = run(capsys, "render", str(board), "--store", str(tmp_path / "store"))
+    assert code == 2
+    assert "Traceback" not in told
+    assert any(words in e["message"] and e["key"] == "model" and e["line"] == 1 for e in answer["errors"]), told
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("model", ["no/such-model", "./nowhere", "nonsense"])
+def test_models_that_are_nowhere_are_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    board = tmp_path / "film.yaml"
+    board.write_text(f"model: {model}\n{GOOD}")
+    code, answer, _ = run(capsys, "plan", str(board))
+    assert code == 2
+    assert answer["errors"][0]["key"] == "model"
+
+
+# -- places and pools
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("film.avi", "end in .mp4"),
+        ("nowhere/film.mp4", "folder that exists"),
+        ("film.webm", "output.codec h264"),
+        ("film.mov", "output.codec h264"),
+        ("full", "new or empty folder"),
+        ("file", "new or empty folder"),
+        ("strangers", "new or empty folder"),
+    ],
+)
+def test_bad_places_are_refused(
+    out: str, words: str, tiny_wan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.doc").write_text("precious")
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "000000.png").write_text("a picture, but not from the farm")
+    (tmp_path / "strangers").mkdir()
+    (tmp_path / "strangers" / ".longtake-frames").write_text("")
+    (tmp_path / "strangers" / "notes.txt").write_text("x")
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    board = tmp_path / "film.yaml"
+    board.write_text(GOOD)
+    argv = ["render", str(board), "--model", str(tiny_wan), "--store", str(tmp_path / "store")]
+    code, answer, told = run(capsys, *argv, "--out", str(tmp_path / out))
+    assert code == 2
+    assert answer["errors"][0]["key"] == "out"
+    assert words in told
+    assert sorted(p.name for p in tmp_path.rglob("*") if p != board) == before
+
+
+POOLS = {
+    "no stage denoise": ("pools: {a: {stages: [encode, decode]}}", "must serve the stage denoise"),
+    "unknown stage": ("pools: {a: {stages: [encode, denoize, decode]}}", "did you mean denoise?"),
+    "unknown key": ("pools: {a: {stages: [encode, denoise, decode], gpu: 1}}", "did you mean gpus?"),
+    "min above max": ("pools: {a: {stages: [encode, denoise, decode], replicas: {min: 3, max: 2}}}", "at most max"),
+    "a GPU and a half": ("pools: {a: {stages: [encode, denoise, decode], gpus: 1.5}}", "whole number"),
+    "no pools": ("pools: {}", "not empty"),
+    "two dtypes": (
+        "pools:\n  a: {stages: [encode, denoise, decode]}\n  b: {stages: [denoise], dtype: bfloat16}\n",
+        "the same numerics",
+    ),
+    "several ranks": ("pools: {a: {stages: [encode, denoise, decode], ranks: 2}}", "not available yet"),
+    "more GPUs than there are": (
+        "pools: {a: {stages: [encode, denoise, decode], gpus: 8}}",
+        "asks for 1 x (1 CPU, 8 GPU)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_bad_pools_are_refused(name: str, tiny_wan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, words = POOLS[name]
+    board, pools = tmp_path / "film.yaml", tmp_path / "pools.yaml"
+    board.write_text(GOOD)
+    pools.write_text(text)
+    argv = ["render", str(board), "--model", str(tiny_wan), "--store", str(tmp_path / "store"), "--pools", str(pools)]
+    code, answer, told = run(capsys, *argv)
+    assert code == 2
+    assert words in told
+    assert answer["wall_s"] < 60
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_folder_with_other_files_is_no_store(
+    tiny_wan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    board = tmp_path / "film.yaml"
+    board.write_text(GOOD)
+    argv = ["render", str(board), "--model", str(tiny_wan), "--store", str(tmp_path / "home")]
+    code, _, told = run(capsys, *argv)
+    assert code == 2
+    assert "holds other files" in told
+    assert [p.name for p in (tmp_path / "home").iterdir()] == ["letter.txt"]
+
+
+def test_a_missing_storyboard_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, answer, _ = run(capsys, "render", str(tmp_path / "none.yaml"))
+    assert code == 2
+    assert answer["errors"][0]["file"].endswith("none.yaml")
