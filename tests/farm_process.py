@@ -1,0 +1,71 @@
+"""The command line as users run it: in a process of its own, with an answer in JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+TIMEOUT_S = 240.0
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    answer: dict[str, Any]
+    told: str  # standard error
+
+
+def start_farm(*argv: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "cluster.cli", *map(str, argv)]
+    return subprocess.Popen(
+        command, cwd=cwd, env=os.environ | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finish(process: subprocess.Popen[str], *, timeout_s: float = TIMEOUT_S) -> Done:
+    try:
+        out, told = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        end_tree(process.pid)
+        raise
+    lines = out.splitlines()
+    return Done(process.returncode, json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}, told)
+
+
+def farm(*argv: str | Path, cwd: Path | None = None, **environment: str) -> Done:
+    return finish(start_farm(*argv, cwd=cwd, **environment))
+
+
+def end_tree(pid: int) -> None:
+    """Kill a process and all its descendants, by their process ids."""
+    try:
+        tree = psutil.Process(pid).children(recursive=True) + [psutil.Process(pid)]
+    except psutil.NoSuchProcess:
+        return
+    for process in tree:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def wait_until(what: str, check: Any, *, timeout_s: float = 60.0) -> None:
+    """Poll until `check()` is true.
+
+    Raises:
+        TimeoutError: says what was waited for.
+    """
+    end = time.monotonic() + timeout_s
+    while not check():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(0.05)

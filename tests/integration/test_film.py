@@ -1,0 +1,154 @@
+"""From a storyboard to a film through Ray, as a user does it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import av
+import numpy as np
+import psutil
+import pytest
+from farm_process import farm, finish, start_farm, wait_until
+from PIL import Image
+from tiny_checkpoints import make_wan
+
+BOARD = """\
+title: Two shots
+model: {model}
+size: 64x48
+fps: 8
+steps: 3
+seed: 5
+output: {{fps: 24, scale: 2}}
+shots:
+  - {{id: one, prompt: a red ball rolls over grass, frames: 9}}
+  - {{id: two, prompt: a blue cube, seconds: 1.5, seed: 9, guidance: 1.0}}
+"""
+NUM_DELIVERED = 27 + 36  # 9 frames at 8 fps and 1.5 s, at 24 fps
+
+
+def write_board(folder: Path, model: Path, **changes: str) -> Path:
+    text = BOARD.format(model=model)
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    board = folder / "film.yaml"
+    board.write_text(text)
+    return board
+
+
+def read_folder(folder: Path) -> np.ndarray:
+    names = sorted(p.name for p in folder.glob("*.png"))
+    assert names == [f"{i:06d}.png" for i in range(len(names))]
+    return np.stack([np.asarray(Image.open(folder / n)) for n in names])
+
+
+def test_a_film_is_exactly_what_was_asked_for(tiny_wan: Path, tmp_path: Path) -> None:
+    board, store = write_board(tmp_path, tiny_wan), tmp_path / "store"
+    frames = farm("render", board, "--store", store, "--out", tmp_path / "frames", "--json")
+    assert frames.code == 0, frames.told
+    assert frames.answer["tasks"] == {"total": 12, "run": 12, "reused": 0, "retried": 0}
+
+    film = farm("render", board, "--store", store, "--out", tmp_path / "film.mp4", "--json").answer
+    assert film["job"] == frames.answer["job"]
+    assert film["tasks"] == {"total": 10, "run": 0, "reused": 10, "retried": 0}
+    assert (film["width"], film["height"], film["fps"]) == (128, 96, 24.0)
+    assert (film["frames"], film["seconds"]) == (NUM_DELIVERED, NUM_DELIVERED / 24)
+    assert [(s["id"], s["frames"], s["chunks"]) for s in film["shots"]] == [("one", 9, 1), ("two", 12, 1)]
+    assert all(Path(s["clip"]).is_file() for s in film["shots"])
+
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        stream = container.streams.video[0]
+        shown = [(f.pts * f.time_base, f.to_ndarray(format="rgb24")) for f in container.decode(stream)]
+        assert (stream.width, stream.height, stream.average_rate) == (128, 96, 24)
+        assert (stream.codec_context.colorspace, stream.codec_context.color_range) == (1, 1)  # bt709, limited
+        assert container.metadata["title"] == "Two shots"
+        assert "AI-generated" in container.metadata["comment"]
+        assert "seed 5" in container.metadata["comment"]
+        assert str(tmp_path) not in str(container.metadata)
+        chapters = [(c["metadata"]["title"], c["start"] * c["time_base"]) for c in container.chapters()]
+        assert container.duration == pytest.approx(NUM_DELIVERED / 24 * 1e6, abs=1)
+    assert [t for t, _ in shown] == [pytest.approx(i / 24) for i in range(NUM_DELIVERED)]
+    assert [(name, float(start)) for name, start in chapters] == [("one", 0.0), ("two", pytest.approx(27 / 24))]
+
+    exact = read_folder(tmp_path / "frames").astype(float)
+    coded = np.stack([picture for _, picture in shown]).astype(float)
+    error = ((exact - coded) ** 2).mean(axis=(1, 2, 3))
+    assert exact.shape == (NUM_DELIVERED, 96, 128, 3)
+    assert (10 * np.log10(255**2 / error)).min() > 30  # noise from random weights; examples/ is held to 35 dB
+    assert np.array_equal(exact[0], exact[2])  # three delivered frames for each of the model's
+    assert not np.array_equal(exact[2], exact[3])
+
+    report = (store / "films" / film["job"] / "report.html").read_text()
+    assert all(words in report for words in ("Two shots", "<video", "<svg", "a red ball", "denoise", "data:image/jpeg"))
+    assert "src='http" not in report
+
+
+def test_the_bits_do_not_depend_on_replicas_or_their_order(tiny_wan: Path, tmp_path: Path) -> None:
+    board = write_board(tmp_path, tiny_wan)
+    films, frames = [], []
+    for i, (replicas, cpus) in enumerate([(1, 1), (3, 1)]):
+        pools = tmp_path / f"pools{i}.yaml"
+        bounds = f"replicas: {{min: {replicas}, max: {replicas}}}, cpus: {cpus}"
+        pools.write_text(
+            f"pools:\n  a: {{stages: [encode], {bounds}}}\n  b: {{stages: [denoise], {bounds}}}\n"
+            f"  c: {{stages: [decode, assemble], {bounds}}}\n"
+        )
+        out = tmp_path / f"frames{i}"
+        done = farm("render", board, "--store", tmp_path / f"s{i}", "--pools", pools, "--out", out, "--json")
+        assert done.code == 0, done.told
+        frames.append(read_folder(out))
+        films.append(next((tmp_path / f"s{i}" / "films").glob("*/film.mp4")).read_bytes())
+    assert np.array_equal(frames[0], frames[1])
+    assert films[0] == films[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_render_goes_on_where_it_stopped(number: signal.Signals, tiny_wan: Path, tmp_path: Path) -> None:
+    board = write_board(tmp_path, tiny_wan, **{"steps: 3": "steps: 3", "frames: 9": "frames: 9, steps: 1000"})
+    argv = ("render", board, "--store", tmp_path / "store", "--out", tmp_path / "film.mp4", "--json")
+    process = start_farm(*argv)
+    attempts = tmp_path / "store" / "jobs"
+    wait_until("two prompts to be encoded", lambda: len(list(attempts.glob("*/attempts/*.json"))) >= 2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    stopped = finish(process, timeout_s=60)
+    assert stopped.code == 130, stopped.told
+    assert stopped.answer["status"] == "canceled"
+    assert "the same command goes on" in stopped.told
+    assert not (tmp_path / "film.mp4").exists()
+    gone, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert not list((tmp_path / "store").rglob("*.part"))
+
+    board.write_text(board.read_text().replace("steps: 1000", "steps: 2"))  # the other film shares what is shared
+    done = farm(*argv)
+    assert done.code == 0, done.told
+    assert done.answer["tasks"]["reused"] >= 2
+
+
+def test_a_stage_that_fails_ends_the_render_and_keeps_what_exists(tmp_path: Path) -> None:
+    model = make_wan(tmp_path / "wan")
+    config = model / "vae" / "config.json"
+    config.write_text(config.read_text().replace('"base_dim": 4', '"base_dim": 8'))  # weights of another shape
+    board = write_board(tmp_path, model)
+    argv = ("render", board, "--store", tmp_path / "store", "--json")
+    failed = farm(*argv)
+    assert failed.code == 3, failed.told
+    assert "Traceback" not in failed.told
+    assert failed.answer["status"] == "failed"
+    assert failed.answer["tasks"]["run"] == 5  # three texts, two latents
+    assert any("decode of one: 3 attempts failed" in e["message"] for e in failed.answer["errors"])
+    again = farm("plan", board, "--store", tmp_path / "store", "--json")
+    assert again.answer["tasks"]["reused"] == 5
+
+
+def test_an_earlier_export_is_replaced_and_a_second_one_is_the_same(tiny_wan: Path, tmp_path: Path) -> None:
+    board, out = write_board(tmp_path, tiny_wan), tmp_path / "frames"
+    argv = ("render", board, "--store", tmp_path / "store", "--out", out)
+    assert farm(*argv).code == 0
+    before = read_folder(out)
+    (out / "000003.png").unlink()
+    (out / "000999.png").write_bytes(b"left by an interrupted export")
+    assert farm(*argv).code == 0
+    assert np.array_equal(read_folder(out), before)
