@@ -87,9 +87,9 @@ class Connection:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _token(self, environment: Any) -> None:
-        """A local Ray answers only to this process and its children: a secret of its own, made anew each time."""
+        """A local Ray answers only to those who know its secret: this process and its children, unless it was given."""
         environment["RAY_AUTH_MODE"] = "token"
-        environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        environment.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def own_folder() -> Path:
