@@ -32,6 +32,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+bench: install  # make bench NAME=overlap
+	PYTHONPATH=tests $(BIN)/python tests/bench/$(NAME).py
+
 format:
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -74,8 +74,8 @@ class Run:
 class Controller:
     """See the module. Methods are called by the doors."""
 
-    def __init__(self, store_uri: str, pools: dict[str, Any]) -> None:
-        self.store = Store(store_uri)
+    def __init__(self, store_uri: str, pools: dict[str, Any], package: str = "pipelines") -> None:
+        self.store, self.package = Store(store_uri), package
         self.pools: dict[str, Pool] = pools_from_json(pools)
         self.stages = {name: stages_of(self.pools, name) for name in self.pools}
         self.dispatcher = Dispatcher()
@@ -180,7 +180,7 @@ class Controller:
         wanted = num_replicas_wanted(waiting=waiting, busy=busy, least=pool.replicas.min, most=pool.replicas.max)
         for _ in range(wanted - len(slots)):
             replica = f"{name}-{next(self.numbers)}"
-            handle = start_replica(replica, self.pools, name, store_uri=self.store.uri)
+            handle = start_replica(replica, self.pools, name, store_uri=self.store.uri, package=self.package)
             slot = self.slots[replica] = Slot(replica, name, handle, asked_at=time.monotonic())
             self._spawn(self._await_start(slot))
         idle = [s for s in slots if s.node and s.busy is None]
@@ -375,9 +375,9 @@ class Controller:
                     run.errors.append(f"the controller failed: {type(error).__name__}: {error}")
 
 
-def start_controller(name: str, store_uri: str, pools: dict[str, Any]) -> Any:
+def start_controller(name: str, store_uri: str, pools: dict[str, Any], *, package: str = "pipelines") -> Any:
     """Join the farm of that name, or start it: a named, detached actor."""
     options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "get_if_exists": True, "lifetime": "detached"}
-    handle = ray.remote(Controller).options(num_cpus=0, **options).remote(store_uri, pools)
+    handle = ray.remote(Controller).options(num_cpus=0, **options).remote(store_uri, pools, package)
     ray.get(handle.open.remote(), timeout=60)
     return handle

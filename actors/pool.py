@@ -25,12 +25,12 @@ def ray_options(pool: Pool) -> dict[str, Any]:
     return options
 
 
-def start_replica(name: str, pools: Mapping[str, Pool], pool_name: str, *, store_uri: str) -> Any:
+def start_replica(name: str, pools: Mapping[str, Pool], pool_name: str, *, store_uri: str, package: str) -> Any:
     """Ask Ray for one more replica; it exists once `where` answers."""
     pool = pools[pool_name]
     stages = tuple(stages_of(pools, pool_name))
     spec = ReplicaSpec(
-        name=name, pool=pool_name, stages=stages, cpus=pool.cpus, gpus=pool.gpus, store_uri=store_uri,
+        name=name, pool=pool_name, stages=stages, cpus=pool.cpus, gpus=pool.gpus, store_uri=store_uri, package=package,
         numerics={s: dict(numerics_of(pool, s)) for s in stages if s not in ("assemble",)},
     )  # fmt: skip
     actor = ray.remote(concurrency_groups={"io": 2, "store": 2})(Replica)

@@ -8,6 +8,7 @@ that the next stage does not wait for the store.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import resource
@@ -44,6 +45,7 @@ class ReplicaSpec:
     cpus: int
     gpus: float
     store_uri: str
+    package: str  # whose modules are the stages: `pipelines`, or stand-ins of a benchmark
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,6 @@ class Replica:
 
     def _stage(self, stage: str, model: str) -> tuple[Any, float]:
         """The loaded stage and the seconds that loading it took now; one model at a time per stage."""
-        from pipelines.stage import load_stage
-
         if stage in MODEL_STAGES:
             import torch
 
@@ -170,7 +170,8 @@ class Replica:
             return self.loaded[stage][1], 0.0
         self.loaded.pop(stage, None)
         started = time.perf_counter()
-        built = load_stage(stage, model=model, numerics=self.spec.numerics.get(stage, {}))
+        module = importlib.import_module(f"{self.spec.package}.{stage}")
+        built = module.Stage(model, **self.spec.numerics.get(stage, {}))
         self.loaded[stage] = (model, built)
         return built, time.perf_counter() - started
 

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,7 +59,7 @@ class Connection:
         self.address = address or os.environ.get("RAY_ADDRESS") or None
         self.folder: Path | None = None
         if self.address is None:
-            self._token(os.environ)
+            _keep_others_out()
         import ray
 
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
@@ -86,10 +87,17 @@ class Connection:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _token(self, environment: Any) -> None:
-        """A local Ray answers only to those who know its secret: this process and its children, unless it was given."""
-        environment["RAY_AUTH_MODE"] = "token"
-        environment.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+def _keep_others_out() -> None:
+    """A local Ray answers only to those who know its secret: this process and its children, unless it was given.
+
+    Ray reads the mode once, when it is imported; where that has happened already the mode stays as it was.
+    """
+    if "ray" in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def own_folder() -> Path:

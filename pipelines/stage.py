@@ -6,7 +6,6 @@ its input comes from the process before it, from the store, or from a notebook.
 
 from __future__ import annotations
 
-import importlib
 import os
 import tempfile
 import time
@@ -52,13 +51,9 @@ class Result:
 
 
 class Stage(Protocol):
+    """The class `Stage` of each module pipelines.<stage>: made with a checkpoint's folder and the stage's numerics."""
+
     def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result: ...
-
-
-def load_stage(stage: str, *, model: str, numerics: dict[str, Any]) -> Stage:
-    """Build a stage with its components loaded. The module `pipelines.<stage>` holds its class `Stage`."""
-    built: Stage = importlib.import_module(f"pipelines.{stage}").Stage(model, **numerics)
-    return built
 
 
 def as_bytes(artifact: Artifact) -> bytes:

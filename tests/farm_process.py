@@ -48,7 +48,7 @@ def farm(*argv: str | Path, cwd: Path | None = None, **environment: str) -> Done
 def end_tree(pid: int) -> None:
     """Kill a process and all its descendants, by their process ids."""
     try:
-        tree = psutil.Process(pid).children(recursive=True) + [psutil.Process(pid)]
+        tree = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
     except psutil.NoSuchProcess:
         return
     for process in tree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from farm.film import Resolved, resolve
 from farm.plan import Plan, make_plan
 from farm.pools import default_pools, numerics
 from farm.storyboard import parse_storyboard
-from pipelines.stage import Progress, load_stage
+from pipelines.stage import Progress
 
 Board = dict[str, Any] | str
 
@@ -36,6 +37,7 @@ def run_plan(plan: Plan) -> dict[str, bytes | Path]:
     made: dict[str, bytes | Path] = {}
     for key, task in plan.tasks.items():
         if task.stage not in stages:
-            stages[task.stage] = load_stage(task.stage, model=task.model, numerics=dict(task.numerics))
+            module = importlib.import_module(f"pipelines.{task.stage}")
+            stages[task.stage] = module.Stage(task.model, **dict(task.numerics))
         made[key] = stages[task.stage].run(task.request, [made[k] for k in task.inputs], Progress()).artifact
     return made

@@ -117,7 +117,7 @@ def test_a_stopped_render_goes_on_where_it_stopped(number: signal.Signals, tiny_
     assert stopped.answer["status"] == "canceled"
     assert "the same command goes on" in stopped.told
     assert not (tmp_path / "film.mp4").exists()
-    gone, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
     assert not list((tmp_path / "store").rglob("*.part"))
 
