@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .families import wan
 from .load import best_device, load_component
 from .stage import Artifact, Progress, Result, as_bytes
 
-PREVIEW_EVERY = 5  # steps
+PREVIEW_EVERY_S = 1.0  # a preview costs some 6 ms; nobody looks more often
 
 
 def denoise(
@@ -38,11 +39,12 @@ def denoise(
     scheduler.set_timesteps(steps, device=latents_BCFHW.device)
     scheduler.set_begin_index(0)
     progress.advance(0, steps)
+    shown_at = time.monotonic()
     for i, t in enumerate(scheduler.timesteps):
         prediction = predict(latents_BCFHW, t)
         latents_BCFHW = scheduler.step(prediction, t, latents_BCFHW, return_dict=False)[0]
-        if i % PREVIEW_EVERY == PREVIEW_EVERY - 1:
-            progress.preview = preview_png(latents_BCFHW)
+        if time.monotonic() - shown_at > PREVIEW_EVERY_S:
+            progress.preview, shown_at = preview_png(latents_BCFHW), time.monotonic()
         progress.advance(i + 1, steps)
     return latents_BCFHW
 

@@ -1,6 +1,7 @@
 """How close the farm comes to the bound when the stages cost nothing but time: `make bench NAME=overlap`.
 
-Stand-in stages sleep for fixed times in real replicas under the real controller; 1, 2 and 4 replicas in each of three pools.
+Stand-in stages sleep for fixed times in real replicas under the real controller; 1, 2 and 4 replicas in
+each of three pools.
 """
 
 from __future__ import annotations
