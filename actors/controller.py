@@ -28,7 +28,7 @@ from farm.task import Attempt, Task
 from .pool import cluster_nodes, is_node_alive, start_replica, stop_replica
 from .replica import Ran, Status
 
-TICK_S = 0.5
+TICK_S = 1.0
 NAMESPACE = "longtake"
 
 
@@ -65,6 +65,7 @@ class Run:
     errors: list[str] = field(default_factory=list)
     film: str = ""
     previews: dict[str, str] = field(default_factory=dict)  # label to path in the store
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def is_over(self) -> bool:
@@ -118,9 +119,13 @@ class Controller:
         self._dispatch()
         return len(missing)
 
-    async def view(self, job_id: str) -> dict[str, Any]:
-        """Where a job stands: counts, what runs now, and why it ended."""
+    async def view(self, job_id: str, *, wait_s: float = 0.0) -> dict[str, Any]:
+        """Where a job stands: counts, what runs now, and why it ended. Waits up to `wait_s` for news of it."""
         run = self.runs[job_id]
+        if wait_s and not run.is_over:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(run.news.wait(), wait_s)
+        run.news.clear()
         running = []
         for slot in self.slots.values():
             task = run.plan.tasks.get(slot.busy or "")
@@ -150,6 +155,7 @@ class Controller:
             if slot.busy in orphans:
                 slot.handle.cancel.remote(slot.busy)
         run.status = "canceled"
+        run.news.set()
 
     async def replicas(self) -> list[dict[str, Any]]:
         """The replicas that exist, with the node and the process of each."""
@@ -328,6 +334,7 @@ class Controller:
         if status == "completed":
             run.film = await asyncio.to_thread(publish_film, self.store, run.job, run.plan)
         run.status = status
+        run.news.set()
         self.dispatcher.drop_job(run.job.id)
         for key in run.to_run:
             self.queued_at.pop(key, None)
@@ -347,6 +354,8 @@ class Controller:
             await asyncio.sleep(TICK_S)
             busy = [s for s in self.slots.values() if s.busy]
             await asyncio.gather(*(self._look_at(s) for s in busy))
+            for run in self.runs.values():
+                run.news.set()
             for name in self.pools:
                 self._scale(name)
 
@@ -372,6 +381,7 @@ class Controller:
             for run in self.runs.values():
                 if not run.is_over:
                     run.status = "failed"
+                    run.news.set()
                     run.errors.append(f"the controller failed: {type(error).__name__}: {error}")
 
 

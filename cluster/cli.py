@@ -31,7 +31,7 @@ from farm.storyboard import json_schema, load_storyboard
 from .deliver import Target, deliver, read_target
 from .hardware import Connection, num_cpus, num_gpus
 
-POLL_S = 0.2
+NEWS_S = 0.5  # how long one question to the controller waits for news
 STOP_TIMEOUT_S = 10.0  # for replicas to end their step after Ctrl-C
 CONTROLLER_TIMEOUT_S = 60.0
 
@@ -239,7 +239,7 @@ def drive(order: Order, connection: Connection) -> dict[str, Any]:
     canceled_at = 0.0
     with show_progress(order.job.film.title) as show:
         while True:
-            view: dict[str, Any] = ask("view", job)
+            view: dict[str, Any] = ask("view", job, wait_s=0.0 if stop.asked else NEWS_S)
             show(view)
             if stop.asked and not canceled_at:
                 canceled_at = time.monotonic()
@@ -247,7 +247,8 @@ def drive(order: Order, connection: Connection) -> dict[str, Any]:
             is_over = view["status"] in ("completed", "failed", "canceled")
             if is_over and (not canceled_at or ask("is_idle") or time.monotonic() - canceled_at > STOP_TIMEOUT_S):
                 break
-            time.sleep(POLL_S)
+            if stop.asked:
+                time.sleep(0.1)
     if connection.is_local:
         ask("close")
         ray.kill(controller)

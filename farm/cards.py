@@ -57,7 +57,7 @@ class ModelCard:
 
 
 WAN = ModelCard(
-    name="wan", family="wan", modes=("text",), contexts=(), rule=FrameRule(4, 1), size=(832, 480), fps=16,
+    name="wan", family="wan", modes=("text",), contexts=(), rule=FrameRule(4, 1), size=(832, 480), fps=16.0,
     fps_conditioned=False, multiple_px=16, spatial_factor=8, latent_channels=16, steps=50, guidance=5.0,
     guidance_low=None, boundary_ratio=None, per_token_timesteps=False, chunk_frames=81, overlap_frames=5,
     max_tokens=512, latent_rgb=WAN21_RGB,
@@ -67,7 +67,7 @@ FAMILIES: dict[str, ModelCard] = {"WanPipeline": WAN}
 
 # What the built-in model changes of its family's card.
 BUILTIN: dict[str, Any] = dict(
-    name="builtin", size=(96, 64), fps=8.0, steps=20, guidance=4.0, chunk_frames=17, max_tokens=64
+    name="builtin", size=(96, 64), fps=8.0, steps=20, guidance=4.0, chunk_frames=17, max_tokens=32
 )
 
 
@@ -94,5 +94,5 @@ def wan_card(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]])
     if boundary is not None:
         card = replace(card, steps=40, guidance=4.0, guidance_low=3.0)
     if card.per_token_timesteps:
-        card = replace(card, size=(1280, 704), fps=24, chunk_frames=121)
+        card = replace(card, size=(1280, 704), fps=24.0, chunk_frames=121)
     return card

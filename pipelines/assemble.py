@@ -8,7 +8,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from functools import singledispatchmethod
 from pathlib import Path
@@ -141,6 +141,8 @@ def run_ffmpeg(command: list[str], *, feed: Iterable[bytes], timeout_s: float = 
             if process.poll() is None:  # canceled, or the feed failed
                 process.kill()
                 process.wait(10)
+            with suppress(BrokenPipeError):
+                process.stdin.close()
         if process.returncode:
             words.seek(0)
             last = words.read().decode(errors="replace").strip().splitlines()[-3:]

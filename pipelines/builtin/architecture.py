@@ -28,8 +28,8 @@ def autoencoder(**changes: Any) -> AutoencoderKLWan:
 def transformer() -> WanTransformer3DModel:
     """120 tokens for 17 frames of 96x64: 5 latent frames of 4 x 6 patches."""
     return WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=40, in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS, text_dim=TEXT_DIM, freq_dim=128, ffn_dim=480, num_layers=6, rope_max_seq_len=512,
+        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=32, in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS, text_dim=TEXT_DIM, freq_dim=128, ffn_dim=384, num_layers=5, rope_max_seq_len=512,
     )  # fmt: skip
 
 

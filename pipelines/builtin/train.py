@@ -7,6 +7,7 @@ stopped (`--slice-minutes`) goes on as if it had not been. State is kept in safe
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -18,11 +19,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning waits make two t
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan, WanPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from farm.cards import BUILTIN
 
 from . import architecture, world
 
 HERE = Path(__file__).parent
+MAX_TOKENS: int = BUILTIN["max_tokens"]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -88,8 +94,6 @@ class Run:
         temporary.replace(self.file)
 
     def _load(self) -> None:
-        from safetensors import safe_open
-
         with safe_open(self.file, "pt") as f:
             self.step = int(f.metadata()["step"])
         state = load_file(self.file)
@@ -206,8 +210,111 @@ def measure_autoencoder(vae: torch.nn.Module, *, seed: int) -> dict[str, float]:
     return figures
 
 
+# -- transformer and text encoder --------------------------------------------------------------------------------------
+
+CLIP_LATENTS = 10  # latent frames of an encoded clip: 37 frames
+WINDOW_LATENTS = 5  # what the model sees at once: 17 frames
+START_CONTEXTS = {0: 0.60, 1: 0.20, 2: 0.10, 3: 0.10}  # clean latent frames at the start of a stream, and how often
+MIDDLE_CONTEXTS = {0: 0.15, 1: 0.20, 2: 0.40, 3: 0.25}  # and in the middle of one
+START_SHARE, CAPTION_DROP = 0.6, 0.1
+SHARD_CLIPS, SHARDS = 250, 12
+
+
+class Denoiser(torch.nn.Module):
+    """What is trained together: the transformer and the text encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer, self.text_encoder = architecture.transformer(), architecture.text_encoder()
+
+    def embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, L) to embeddings (B, L, D), zero after the last token as WanPipeline makes them."""
+        hidden: torch.Tensor = self.text_encoder(ids, mask).last_hidden_state
+        return hidden * mask[..., None]
+
+
+def encode_clips(out: Path, work: Path, *, seed: int, shards: range) -> None:
+    """Draw and encode clips: files of normalised latents (N, C, F, H, W) in float16 with the scenes' captions."""
+    vae = AutoencoderKLWan.from_pretrained(out / "vae", dtype=torch.float32).eval()
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    for shard in shards:
+        file = work / f"latents-{shard:03d}.safetensors"
+        if file.exists():
+            continue
+        latents, captions = [], []
+        for i in range(SHARD_CLIPS):
+            rng = np.random.default_rng((seed, 7, shard, i))
+            scene, first = world.draw_scene(rng), int(rng.integers(0, 200))
+            frames = world.render(scene, num_frames=4 * CLIP_LATENTS - 3, first_frame=first)
+            video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+            with torch.no_grad():
+                latents.append((vae.encode(video).latent_dist.mode() - mean) / std)
+            captions.append(scene.caption)
+        temporary = file.with_suffix(".part")
+        save_file({"latents": torch.cat(latents).half()}, temporary, {"captions": json.dumps(captions)})
+        temporary.replace(file)
+        print(f"encoded {file.name}", flush=True)
+
+
+def load_clips(work: Path) -> tuple[torch.Tensor, list[str]]:
+    latents, captions = [], []
+    for file in sorted(work.glob("latents-*.safetensors")):
+        with safe_open(file, "pt") as f:
+            latents.append(f.get_tensor("latents"))
+            captions += json.loads(f.metadata()["captions"])
+    return torch.cat(latents), captions
+
+
 def train_transformer(out: Path, work: Path, *, steps: int | None, seed: int, until: float) -> None:
-    raise NotImplementedError
+    steps, batch = steps or 16_000, 32
+    encode_clips(out, work, seed=seed, shards=range(SHARDS))
+    latents, captions = load_clips(work)
+    torch.manual_seed(seed)
+    model, tokenizer = Denoiser(), architecture.tokenizer()
+    run = Run(model, work / "transformer.safetensors", steps=steps, peak=2e-3, ema=0.999)
+
+    def loss_at(step: int) -> torch.Tensor:
+        rng = np.random.default_rng((seed, 8, step))
+        chosen = rng.integers(len(captions), size=batch)
+        texts = ["" if rng.random() < CAPTION_DROP else captions[i] for i in chosen]
+        tokens = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt")
+        starts = np.where(rng.random(batch) < START_SHARE, 0, rng.integers(1, CLIP_LATENTS - WINDOW_LATENTS + 1, batch))
+        clean = torch.stack(
+            [latents[i, :, a : a + WINDOW_LATENTS] for i, a in zip(chosen, starts, strict=True)]
+        ).float()
+        context = [_draw(rng, START_CONTEXTS if a == 0 else MIDDLE_CONTEXTS) for a in starts]
+        is_new = torch.arange(WINDOW_LATENTS)[None] >= torch.tensor(context)[:, None]  # (B, F)
+        sigma = torch.from_numpy(1 / (1 + np.exp(-rng.normal(0.4, 1.1, batch)))).float()
+        sigma_F = sigma[:, None] * is_new
+        noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
+        s = sigma_F[:, None, :, None, None]
+        tokens_per_frame = clean.shape[3] // 2 * (clean.shape[4] // 2)
+        timestep = (sigma_F * 1000).repeat_interleave(tokens_per_frame, dim=1)
+        with torch.autocast("cpu", torch.bfloat16):
+            text = model.embed(tokens.input_ids, tokens.attention_mask)
+            predicted = model.transformer((1 - s) * clean + s * noise, timestep, text, return_dict=False)[0]
+        error = ((predicted.float() - (noise - clean)) ** 2).mean((1, 3, 4))  # (B, F)
+        total: torch.Tensor = (error * is_new).sum() / is_new.sum()
+        return total
+
+    done = drive(run, loss_at, until=until)
+    run.use_average()
+    save_pipeline(out, model)
+    print("phase complete" if done else "slice complete: run again to go on", flush=True)
+
+
+def _draw(rng: np.random.Generator, shares: dict[int, float]) -> int:
+    return int(rng.choice(list(shares), p=list(shares.values())))
+
+
+def save_pipeline(out: Path, model: Denoiser) -> None:
+    """Write the whole model in diffusers format, half precision, as stock WanPipeline loads it."""
+    vae = AutoencoderKLWan.from_pretrained(out / "vae", dtype=torch.float16)
+    pipe = WanPipeline(
+        tokenizer=architecture.tokenizer(), text_encoder=copy.deepcopy(model.text_encoder).half(), vae=vae,
+        scheduler=architecture.scheduler(), transformer=copy.deepcopy(model.transformer).half(), expand_timesteps=True,
+    )  # fmt: skip
+    pipe.save_pretrained(out, safe_serialization=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 12 one-chunk shots of at least 2 s of denoise each, in alternating pairs, each side in a fresh process, one torch
 thread in all, counted after a warm-up. The loop calls diffusers' WanPipeline, writes each clip with the same ffmpeg
-command and takes the same checksums; the farm has one pool with one replica for all stages. CPU seconds of the farm are those of
-all its processes, Ray's included.
+command and takes the same checksums; the farm has one pool with one replica for all stages. CPU seconds of the farm
+are those of all its processes, Ray's included.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def farm(model: str, steps: int) -> dict[str, Any]:
         job = Job(job_id_of(made, checkpoint), made, checkpoint, "")
         write_job(store, job)
         ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
-        while (view := ray.get(controller.view.remote(job.id), timeout=60))["status"] == "active":
-            time.sleep(0.2)
+        while (view := ray.get(controller.view.remote(job.id, wait_s=0.5), timeout=60))["status"] == "active":
+            pass
         assert view["status"] == "completed", view
         return dict(view)
 

@@ -64,8 +64,8 @@ def measure(model: Path, root: Path, replicas: int) -> dict[str, float]:
             plan = make_plan(film, checkpoint, numerics(pools), container="mp4", stills=False)
             started = time.monotonic()
             ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
-            while (view := ray.get(controller.view.remote(job.id), timeout=60))["status"] == "active":
-                time.sleep(0.01)
+            while (view := ray.get(controller.view.remote(job.id, wait_s=0.5), timeout=60))["status"] == "active":
+                pass
             seconds = time.monotonic() - started
             assert view["status"] == "completed", view
         bound = makespan_bound(

@@ -1,0 +1,115 @@
+"""The commands besides render, and what they print."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from cluster.doctor import examine
+from cluster.progress import Lines, duration, summary
+from farm.pools import Pool
+
+
+def test_plan_tells_what_is_generated_and_kept(
+    tiny_wan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board = tmp_path / "film.yaml"
+    board.write_text("title: T\nsize: 64x48\nfps: 16\nshots: [{id: a, prompt: x, frames: 80}]\noutput: {fps: 32}\n")
+    assert main(["plan", str(board), "--model", str(tiny_wan), "--store", str(tmp_path / "s")]) == 0
+    shown = capsys.readouterr().out
+    row = next(line for line in shown.splitlines() if line.startswith("a "))
+    assert row.split()[:5] == ["a", "1", "81", "80", "160"]
+    assert "needs encode, denoise, decode, assemble" in row
+    assert not (tmp_path / "s").exists()
+
+
+def test_plan_as_json_has_the_same_keys_as_render(
+    tiny_wan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board = tmp_path / "film.yaml"
+    board.write_text("size: 64x48\nshots: [{id: a, prompt: x, frames: 9}]\n")
+    assert main(["plan", str(board), "--model", str(tiny_wan), "--store", str(tmp_path / "s"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answer["status"] == "planned"
+    assert answer["tasks"] == {"total": 6, "run": 0, "reused": 0, "retried": 0}
+    assert set(answer) >= {
+        "job", "status", "film", "width", "height", "fps", "frames", "seconds", "shots", "tasks", "wall_s", "stage_s",
+        "seams", "errors",
+    }  # fmt: skip
+
+
+def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert "shots" in json.loads(capsys.readouterr().out)["properties"]
+
+
+def test_models_examines_a_checkpoint(tiny_wan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", str(tiny_wan)]) == 0
+    shown = capsys.readouterr().out
+    assert "4n+1" in shown
+    assert "832x480" in shown
+    assert "sha256" in shown
+    assert main(["models", "--json"]) == 0
+    names = [m["model"] for m in json.loads(capsys.readouterr().out)["models"]]
+    assert "WanPipeline" in names
+
+
+def test_a_report_of_no_job_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "0123456789abcdef", "--store", str(tmp_path)]) == 2
+    assert "no job" in capsys.readouterr().err
+
+
+def test_doctor_tells_what_pools_lack(capsys: pytest.CaptureFixture[str]) -> None:
+    assert examine({"all": Pool(stages=["encode", "denoise", "decode"], gpus=8)}) == 1
+    shown = capsys.readouterr().out
+    assert "failure  pool all" in shown
+    assert "8 GPU" in shown
+
+
+def test_doctor_finds_this_installation_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} <= {"ok", "warning"}
+    assert any("ffmpeg" in line and line.startswith("ok") for line in lines)
+
+
+def test_an_unknown_command_is_exit_code_2() -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["paint"])
+    assert stopped.value.code == 2
+
+
+def test_the_console_script_is_there() -> None:
+    script = Path(sys.executable).with_name("farm")
+    told = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=30, check=True)
+    assert all(command in told.stdout for command in ("render", "plan", "models", "schema", "report", "doctor"))
+
+
+VIEW = {
+    "status": "active", "run": 3, "to_run": 9, "left_s": 75.2, "starting": [], "previews": {"one": "preview-one.png"},
+    "running": [{"stage": "denoise", "label": "one", "step": 5, "num_steps": 20, "pool": "p", "replica": "p-0"}],
+}  # fmt: skip
+
+
+def test_progress_in_plain_lines() -> None:
+    stream = io.StringIO()
+    with Lines("Film", stream) as show:
+        show(VIEW)
+        show(VIEW)
+    shown = stream.getvalue().splitlines()
+    assert shown == ["Film: 3 of 9 tasks, denoise one 5/20; 1 min 15 s left", "Film: preview of one: preview-one.png"]
+
+
+def test_waiting_for_replicas_is_told() -> None:
+    assert "waiting for 2 replicas" in summary(VIEW | {"running": [], "starting": ["a", "b"]})
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (65, "1 min 05 s"), (7500, "2 h 05 min")])
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

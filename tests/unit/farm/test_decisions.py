@@ -1,0 +1,109 @@
+"""Failure, scaling and pools: state in, decision out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from farm.errors import InputError, Problem
+from farm.failure import GiveUp, Retry, after_failure
+from farm.pools import NodeFacts, Pool, Replicas, cannot_fit, cpus_asked, default_pools, faults_together, stages_of
+from farm.scaling import may_leave, num_replicas_wanted
+from farm.task import Attempt, Outcome
+
+
+def attempt(outcome: Outcome, replica: str = "r0", **info: bool) -> Attempt:
+    return Attempt(
+        attempt_id="x", job="j", task="t", stage="denoise", label="", pool="p", replica=replica, node="n",
+        queued_at=0, started_at=1, ended_at=3, outcome=outcome, reason="out of luck", info=info, gpus=2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("attempts", "decision"),
+    [
+        ([attempt("failed")], Retry(frozenset({"r0"}))),
+        ([attempt("failed"), attempt("failed", "r1")], Retry(frozenset({"r0", "r1"}))),
+        ([attempt("failed")] * 3, GiveUp("3 attempts failed; the last: out of luck")),
+        ([attempt("interrupted")] * 9, Retry()),
+        ([attempt("interrupted"), attempt("failed"), attempt("failed")], Retry(frozenset({"r0"}))),
+        ([attempt("failed", input_error=True)], GiveUp("out of luck")),
+    ],
+)
+def test_after_failure(attempts: list[Attempt], decision: Retry | GiveUp) -> None:
+    assert after_failure(attempts) == decision
+
+
+def test_an_attempt_knows_its_costs() -> None:
+    assert (attempt("failed").queue_s, attempt("failed").gpu_s) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "busy", "least", "most", "wanted"),
+    [(0, 0, 0, 4, 0), (0, 0, 1, 4, 1), (3, 1, 0, 8, 4), (30, 1, 0, 8, 8), (0, 2, 0, 8, 2)],
+)
+def test_a_pool_has_a_replica_for_each_task_within_its_bounds(
+    waiting: int, busy: int, least: int, most: int, wanted: int
+) -> None:
+    assert num_replicas_wanted(waiting=waiting, busy=busy, least=least, most=most) == wanted
+
+
+def test_replicas_leave_only_when_idle_for_long_and_too_many() -> None:
+    assert may_leave(idle_s=100, num_replicas=2, wanted=1)
+    assert not may_leave(idle_s=1, num_replicas=2, wanted=1)
+    assert not may_leave(idle_s=100, num_replicas=1, wanted=1)
+
+
+NODES = [
+    NodeFacts("a" * 16, cpus=8, gpus=4, memory_bytes=64 * 2**30, accelerator="H100", labels={"pool": "dit"}),
+    NodeFacts("b" * 16, cpus=4, gpus=0, memory_bytes=16 * 2**30, accelerator=None, labels={}),
+]
+
+
+@pytest.mark.parametrize(
+    ("pool", "fits"),
+    [
+        (Pool(stages=["denoise"], gpus=1, replicas=Replicas(min=4, max=9)), True),
+        (Pool(stages=["denoise"], gpus=1, replicas=Replicas(min=5, max=9)), False),
+        (Pool(stages=["denoise"], gpus=0.25, replicas=Replicas(min=8, max=9)), True),
+        (Pool(stages=["denoise"], gpus=0.75, cpus=1, replicas=Replicas(min=5, max=9)), False),
+        (Pool(stages=["denoise"], accelerator="H100"), True),
+        (Pool(stages=["denoise"], accelerator="L4"), False),
+        (Pool(stages=["denoise"], labels={"pool": "dit"}), True),
+        (Pool(stages=["denoise"], labels={"pool": "tea"}), False),
+        (Pool(stages=["denoise"], memory_gib=40), True),
+        (Pool(stages=["denoise"], memory_gib=100), False),
+        (Pool(stages=["denoise"], cpus=9), False),
+    ],
+)
+def test_what_can_never_fit_is_told(pool: Pool, fits: bool) -> None:
+    told = cannot_fit({"p": pool}, NODES)
+    assert (not told) == fits
+    assert all("pool p asks for" in line and "4 GPU H100" in line for line in told)
+
+
+def test_default_pools_serve_every_stage_on_any_machine() -> None:
+    for cpus, gpus in ((1, 0), (2, 0), (16, 1), (64, 8)):
+        pools = default_pools(num_cpus=cpus, num_gpus=gpus)
+        assert not faults_together(pools)
+        assert {s for name in pools for s in stages_of(pools, name)} >= {"encode", "denoise", "decode", "assemble"}
+        assert sum(p.gpus * max(1, p.replicas.max) for p in pools.values()) <= gpus
+        assert cpus_asked(pools) <= max(cpus, len(pools))
+
+
+def test_assemble_runs_where_decode_does_unless_told() -> None:
+    pools = {"a": Pool(stages=["encode", "denoise"]), "b": Pool(stages=["decode"])}
+    assert stages_of(pools, "b") == ["decode", "assemble"]
+    pools["c"] = Pool(stages=["assemble"])
+    assert stages_of(pools, "b") == ["decode"]
+
+
+def test_faults_survive_pickling_and_show_their_place() -> None:
+    import copy
+
+    error = InputError(Problem("steps must be at least 1, got 0", "steps", "film.yaml", 4), "and more")
+    again = copy.copy(error)
+    assert again.problems == error.problems
+    assert str(error).splitlines() == ["film.yaml:4: steps must be at least 1, got 0", "and more"]
+    assert Path(error.problems[0].file).name == "film.yaml"

@@ -1,0 +1,104 @@
+"""What a storyboard becomes: defaults, lengths, the job id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from in_process import resolve_board
+
+from farm.checkpoint import Checkpoint, find_checkpoint
+from farm.chunks import FrameRule, cut_into_chunks, num_delivered, num_frames_of
+from farm.errors import InputError
+from farm.film import Film, container_of, job_id_of
+
+SHOT = {"id": "a", "prompt": "a ball", "frames": 9}
+
+
+@pytest.fixture(scope="module")
+def wan(tiny_wan: Path) -> Checkpoint:
+    return find_checkpoint(str(tiny_wan), beside=Path())
+
+
+def film_of(wan: Checkpoint, **board: Any) -> Film:
+    return resolve_board({"shots": [SHOT]} | board, wan).film
+
+
+def test_defaults_are_the_cards(wan: Checkpoint) -> None:
+    film = film_of(wan)
+    assert (film.width_px, film.height_px, film.fps, film.output_fps) == (832, 480, 16, 16)
+    assert (film.shots[0].steps, film.shots[0].guidance, film.shots[0].seed) == (50, 5.0, 0)
+    assert (film.codec, film.crf, film.scale) == ("h264", 18, 1.0)
+
+
+def test_a_shot_overrides_the_film_and_the_style_is_joined_by_one_blank(wan: Checkpoint) -> None:
+    shots = [SHOT, SHOT | {"id": "b", "seed": 9, "steps": 3, "guidance": 1.5, "negative_prompt": "mine"}]
+    film = film_of(wan, seed=7, steps=20, negative_prompt="theirs", style="at sunset", shots=shots)
+    one, two = film.shots
+    assert (one.seed, one.steps, one.guidance, one.negative_prompt) == (7, 20, 5.0, "theirs")
+    assert (two.seed, two.steps, two.guidance, two.negative_prompt) == (9, 3, 1.5, "mine")
+    assert one.prompt == "a ball at sunset"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fps", "frames"),
+    [(1, 8, 8), (0.0625, 8, 1), (0.3125, 8, 3), (0.1875, 8, 2), (0.01, 8, 1), (1.1, 10, 11), (1, 23.976, 24)],
+)
+def test_lengths_go_to_the_nearest_frame_halves_up(seconds: float, fps: float, frames: int) -> None:
+    assert num_frames_of(seconds=seconds, fps=fps) == frames
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "output", "delivered"), [(9, 8, 24, 27), (9, 8, 12, 14), (3, 8, 4, 2), (1, 8, 2, 1)]
+)
+def test_a_shot_delivers_its_length_at_the_output_rate(frames: int, fps: float, output: float, delivered: int) -> None:
+    assert num_delivered(frames, fps=fps, output_fps=output) == delivered
+
+
+def test_the_tail_of_what_the_rule_generates_is_cut(wan: Checkpoint) -> None:
+    (chunk,) = film_of(wan, shots=[SHOT | {"frames": 80}]).shots[0].chunks
+    assert (chunk.generated, chunk.kept) == (81, 80)
+
+
+@given(factor=st.integers(1, 17), remainder=st.integers(0, 5), frames=st.integers(1, 500))
+def test_the_next_allowed_length_is_the_smallest_that_holds_the_shot(factor: int, remainder: int, frames: int) -> None:
+    rule = FrameRule(factor, min(remainder, factor))
+    (chunk,) = cut_into_chunks(num_frames=frames, chunk_frames=1000, rule=rule)
+    assert rule.allows(chunk.generated)
+    assert chunk.generated >= frames == chunk.kept
+    assert not any(rule.allows(n) for n in range(frames, chunk.generated))
+    below_or_above = rule.neighbours(frames)
+    assert all(rule.allows(n) for n in below_or_above)
+
+
+def test_the_job_id_is_of_the_film_not_of_its_file(wan: Checkpoint, tmp_path: Path, tiny_wan: Path) -> None:
+    one = job_id_of(film_of(wan, seed=7), wan)
+    reordered = "shots: [{frames: 9, prompt: a ball, id: a}]  # a comment\nseed: 7\n"
+    assert job_id_of(resolve_board(reordered, wan).film, wan) == one
+    assert job_id_of(film_of(wan, seed=7, fps=16), wan) == one  # a default written out
+    assert len({one, *(job_id_of(film_of(wan, seed=7, **c), wan) for c in ({"title": "x"}, {"steps": 3}))}) == 3
+    moved = tmp_path / "elsewhere"
+    moved.symlink_to(tiny_wan)
+    again = find_checkpoint(str(moved), beside=Path())
+    assert job_id_of(film_of(again, seed=7), again) == one
+
+
+def test_a_film_survives_json(wan: Checkpoint) -> None:
+    film = film_of(wan)
+    assert Film.from_json(film.as_json()) == film
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "container"),
+    [("", "h264", "mp4"), (".mkv", "av1", "mkv"), ("", "vp9", "webm"), (".MOV", "prores", "mov")],
+)
+def test_containers_follow_the_codec(suffix: str, codec: str, container: str) -> None:
+    assert container_of(suffix, codec) == container
+
+
+def test_a_container_that_does_not_take_the_codec_is_refused() -> None:
+    with pytest.raises(InputError, match=r"\.webm or \.mkv for output.codec vp9"):
+        container_of(".mp4", "vp9")

@@ -1,0 +1,84 @@
+"""The storyboard's schema, on the design's own example and on its JSON Schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from in_process import resolve_board
+
+from farm.checkpoint import find_checkpoint
+from farm.errors import InputError
+from farm.storyboard import json_schema, parse_storyboard
+
+EXAMPLE = """\
+title: The long afternoon
+model: builtin
+size: 96x64
+fps: 8
+seed: 7
+steps: 20
+guidance: 4.0
+negative_prompt: ""
+style: at sunset
+continuity: {mode: extend, chunk_frames: 17, overlap_frames: 5}
+output: {fps: 24, scale: 4, codec: h264, crf: 18}
+shots:
+  - id: opening
+    prompt: a red ball rolls over grass
+    seconds: 12
+  - id: meadow
+    prompts: [{at: 0, prompt: a blue cube rolls over sand}, {at: 6, prompt: a blue cube bounces over sand}]
+    seconds: 20
+    transition: {kind: crossfade, seconds: 0.5}
+  - id: hill
+    prompt: a green cone spins over snow
+    image: hill.png
+    seconds: 5
+  - id: on-and-on
+    prompt: a green cone floats over snow
+    continue_from: hill
+    seconds: 9
+"""
+
+
+def test_the_example_is_valid_but_for_what_is_not_available_yet(tiny_wan: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        resolve_board(EXAMPLE, find_checkpoint(str(tiny_wan), beside=Path()))
+    problems = caught.value.problems
+    assert all("not available yet" in p.message for p in problems)
+    assert [(p.line, p.key) for p in problems] == [
+        (15, "shots[0].seconds"),
+        (17, "shots[1].prompts"),
+        (19, "shots[1].transition"),
+        (22, "shots[2].image"),
+        (26, "shots[3].continue_from"),
+    ]
+    assert "also shots[2].seconds, shots[3].seconds" in problems[0].message
+
+
+def test_the_json_schema_takes_the_example_and_refuses_a_misspelt_key() -> None:
+    schema = json.loads(json_schema())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    board = yaml.safe_load(EXAMPLE)
+    assert not list(validator.iter_errors(board))
+    assert list(validator.iter_errors(board | {"sed": 3}))
+
+
+def test_anchors_and_aliases_may_be_used() -> None:
+    draft = parse_storyboard(
+        b"negative_prompt: &n blurry\nshots:\n  - {id: a, prompt: x, frames: 5, negative_prompt: *n}\n", file="f"
+    )
+    assert not draft.problems
+    assert draft.shots[0][1].negative_prompt == "blurry"
+
+
+def test_a_faulty_shot_hides_no_fault_of_another() -> None:
+    draft = parse_storyboard(
+        b"shots:\n  - {id: A B, prompt: x, frames: 5}\n  - {id: b, prompt: x, frames: -1}\n", file="f"
+    )
+    assert {p.key for p in draft.problems} == {"shots[0].id", "shots[1].frames"}
