@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -106,9 +107,10 @@ class Store:
     def put(self, task: Task, data: bytes | Path, *, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Keep a task's output; where there already is one, that one stays. Returns what stands beside it."""
         path = artifact_path(task)
-        checksum, size = _checksum(data)
-        if not self._put_data(path, data) and not self.has(task):
-            self._mend(path, data, checksum)
+        if self._put_data(path, data):
+            checksum, size = _checksum(data)
+        else:  # another writer was first, and may not have come to its record yet: describe what lies there
+            checksum, size = _checksum(bytes(self.fs.cat_file(self.full(path))))
         record = {
             "key": task.key, "parts": parts_of_task(task), "size": size, "sha256": checksum, "label": task.label,
             "info": dict(info or {}), "machine": platform.machine(),
@@ -139,22 +141,13 @@ class Store:
         full.parent.mkdir(parents=True, exist_ok=True)
         part = full.with_name(f".{uuid.uuid4().hex}.part")
         try:
-            if isinstance(data, Path):
-                _link_or_copy(data, part)
-            else:
-                part.write_bytes(data)
+            _write_part(part, data)
             os.link(part, full)
         except FileExistsError:
             return False
         finally:
             part.unlink(missing_ok=True)
         return True
-
-    def _mend(self, path: str, data: bytes | Path, checksum: str) -> None:
-        """Data without its record was left by a crash: keep it if it is the same, else replace it."""
-        if hashlib.sha256(self.fs.cat_file(self.full(path))).hexdigest() != checksum:
-            self.fs.rm_file(self.full(path))
-            self._put_data(path, data)
 
     def _create(self, path: str, data: bytes) -> bool:
         try:
@@ -192,10 +185,7 @@ class Store:
             target = Path(full)
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f".{uuid.uuid4().hex}.part")
-            if isinstance(data, Path):
-                _link_or_copy(data, part)
-            else:
-                part.write_bytes(data)
+            _write_part(part, data)
             part.replace(target)
         elif isinstance(data, Path):
             self.fs.put_file(str(data), full)
@@ -211,10 +201,14 @@ def _checksum(data: bytes | Path) -> tuple[str, int]:
         return hashlib.file_digest(f, "sha256").hexdigest(), data.stat().st_size
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        with source.open("rb") as read, target.open("xb") as write:
-            while block := read.read(1 << 20):
-                write.write(block)
+def _write_part(part: Path, data: bytes | Path) -> None:
+    """Write a file under its temporary name: a link where it is a file already, and safe on disk either way."""
+    if isinstance(data, Path):
+        try:
+            os.link(data, part)
+        except OSError:
+            shutil.copyfile(data, part)
+    else:
+        part.write_bytes(data)
+    with part.open("rb") as f:  # so that after a power cut no name stands for half a file
+        os.fsync(f.fileno())
