@@ -108,8 +108,9 @@ class Controller:
         is_alone = all(run.is_over for run in self.runs.values())
         run = self.runs[job_id] = Run(job, plan, missing, cost or 1.0, time.time())
         self.dispatcher.add_job(job_id, plan.tasks, missing)
-        now = time.time()
-        self.queued_at.update(dict.fromkeys(missing, now))
+        for key in missing:
+            if not missing.intersection(plan.tasks[key].inputs):
+                self.queued_at.setdefault(key, time.time())
         if not missing:
             await self._finish(run, "completed")
         if is_alone:  # another film's replicas hold that film's model
@@ -246,7 +247,7 @@ class Controller:
             if ran.outcome == "succeeded":
                 if ran.value is not None:  # the next stage need not wait for the store
                     self.values[task.key] = ran.value
-                    self.dispatcher.computed(task.key)
+                    self._release(self.dispatcher.computed(task.key))
                 self._dispatch()
                 size = await slot.handle.persist.remote(task.key)
         except ray.exceptions.RayActorError as e:
@@ -291,6 +292,7 @@ class Controller:
         node = self.dispatcher.nodes[task.key]
         runs = [self.runs[job] for job in node.jobs]
         if attempt.outcome == "succeeded":
+            self._release(self.dispatcher.computed(task.key))
             for key in self.dispatcher.finished(task.key):
                 self.values.pop(key, None)
             for run in runs:
@@ -308,6 +310,9 @@ class Controller:
                 await self._finish(run, "completed")
             elif run.errors and self.dispatcher.is_settled(run.to_run):
                 await self._finish(run, "failed")
+
+    def _release(self, freed: list[str]) -> None:
+        self.queued_at.update(dict.fromkeys(freed, time.time()))
 
     def _count(self, run: Run, task: Task, attempt: Attempt) -> None:
         run.run += 1

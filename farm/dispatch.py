@@ -131,9 +131,8 @@ class Dispatcher:
         return freed
 
     def finished(self, key: str) -> list[str]:
-        """The output of a task is safe. Returns the inputs whose values nobody needs any more."""
+        """The output of a computed task is safe. Returns the inputs whose values nobody needs any more."""
         node = self.nodes[key]
-        self.computed(key)
         self._let_go(node)
         return [source for source in dict.fromkeys(node.task.inputs) if not self.is_needed(source)]
 

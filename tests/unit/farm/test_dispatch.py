@@ -38,12 +38,17 @@ def take_all(dispatcher: Dispatcher, stages: list[Stage]) -> list[Task]:
     return taken
 
 
+def finish(dispatcher: Dispatcher, key: str) -> list[str]:
+    dispatcher.computed(key)
+    return dispatcher.finished(key)
+
+
 def test_the_longest_remaining_chain_goes_first() -> None:
     tasks = make_film("f", [3, 9, 5])
     dispatcher = Dispatcher()
     dispatcher.add_job("f", tasks, set(tasks))
     for task in take_all(dispatcher, ["encode"]):
-        dispatcher.finished(task.key)
+        finish(dispatcher, task.key)
     assert [t.cost for t in take_all(dispatcher, ["denoise"])] == [9, 5, 3]
 
 
@@ -72,7 +77,7 @@ def test_two_films_share_a_task_that_both_need() -> None:
     dispatcher.add_job("one", one, set(one))
     dispatcher.add_job("two", two, set(two))
     (text,) = take_all(dispatcher, ["encode"])
-    dispatcher.finished(text.key)
+    finish(dispatcher, text.key)
     assert len(take_all(dispatcher, ["denoise"])) == 2
 
 
@@ -95,7 +100,7 @@ def test_a_failed_task_takes_down_what_needs_it_and_nothing_else() -> None:
     one, two = take_all(dispatcher, ["encode"])
     dead = dispatcher.fail(one.key)
     assert [tasks[k].stage for k in dead] == ["encode", "denoise", "decode", "assemble"]
-    dispatcher.finished(two.key)
+    finish(dispatcher, two.key)
     assert len(take_all(dispatcher, ["denoise"])) == 1
     assert not dispatcher.is_settled(tasks)
 
@@ -119,10 +124,10 @@ def test_values_are_let_go_when_their_last_user_has_finished() -> None:
     for name, film in (("one", one), ("two", two)):
         dispatcher.add_job(name, film, set(film))
     (text,) = take_all(dispatcher, ["encode"])
-    dispatcher.finished(text.key)
+    finish(dispatcher, text.key)
     first, second = take_all(dispatcher, ["denoise"])
-    assert dispatcher.finished(first.key) == []
-    assert dispatcher.finished(second.key) == [text.key]
+    assert finish(dispatcher, first.key) == []
+    assert finish(dispatcher, second.key) == [text.key]
 
 
 def test_chains_add_up_to_the_end_of_the_film() -> None:
@@ -158,7 +163,7 @@ def test_no_task_is_lost_and_none_runs_twice_at_once(seed: int, num_films: int, 
                 dispatcher.requeue(key)
             else:
                 done.add(key)
-                dispatcher.finished(key)
+                finish(dispatcher, key)
         elif len(films) > 1 and rng.random() < 0.01 and len(dropped) < len(films) - 1:
             dropped.add(rng.choice(sorted(films)))
             dispatcher.drop_job(max(dropped))
