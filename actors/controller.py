@@ -8,84 +8,41 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from farm.dispatch import Dispatcher
-from farm.errors import PlacementError, StoreError
+from farm.errors import StoreError
 from farm.failure import GiveUp, after_failure
 from farm.journal import Job, publish_film, read_job, write_attempt
 from farm.plan import Plan, make_plan, tasks_to_run
-from farm.pools import Pool, asked, numerics, pools_from_json, stages_of
-from farm.scaling import may_leave, num_replicas_wanted
+from farm.pools import numerics, pools_from_json
 from farm.store import Store
 from farm.task import Attempt, Task
 
-from .pool import cluster_nodes, is_node_alive, start_replica, stop_replica
-from .replica import Ran, Status
+from .pool import Replicas, Slot, is_node_alive
+from .replica import Ran
+from .run import Run
 
 TICK_S = 1.0
 NAMESPACE = "longtake"
-
-
-@dataclass
-class Slot:
-    """One replica as the controller sees it."""
-
-    name: str
-    pool: str
-    handle: Any
-    asked_at: float
-    node: str = ""  # empty until it has started
-    pid: int = 0
-    busy: str | None = None  # key of the task it runs
-    idle_since: float = 0.0
-    status: Status | None = None
-
-
-@dataclass
-class Run:
-    """One film being rendered."""
-
-    job: Job
-    plan: Plan
-    to_run: set[str]
-    cost: float  # of all that must run
-    started_at: float
-    status: str = "active"
-    run: int = 0
-    retried: int = 0
-    stage_s: dict[str, float] = field(default_factory=dict)
-    cost_done: float = 0.0
-    first_step_at: float | None = None
-    errors: list[str] = field(default_factory=list)
-    film: str = ""
-    previews: dict[str, str] = field(default_factory=dict)  # label to path in the store
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def is_over(self) -> bool:
-        return self.status in ("completed", "failed", "canceled")
 
 
 class Controller:
     """See the module. Methods are called by the doors."""
 
     def __init__(self, store_uri: str, pools: dict[str, Any], package: str = "pipelines") -> None:
-        self.store, self.package = Store(store_uri), package
-        self.pools: dict[str, Pool] = pools_from_json(pools)
-        self.stages = {name: stages_of(self.pools, name) for name in self.pools}
+        self.store = Store(store_uri)
+        self.pools = pools_from_json(pools)
+        self.replicas = Replicas(self.pools, store_uri=store_uri, package=package)
         self.dispatcher = Dispatcher()
         self.runs: dict[str, Run] = {}
-        self.slots: dict[str, Slot] = {}
         self.values: dict[str, Any] = {}  # key to a reference to the artifact's bytes, while somebody needs it
         self.attempts: dict[str, list[Attempt]] = {}
         self.queued_at: dict[str, float] = {}
-        self.numbers = itertools.count()
         self.background: set[asyncio.Task[Any]] = set()
         self.is_open = self.closing = False
 
@@ -93,8 +50,7 @@ class Controller:
         """Start the pools' least replicas and the clock. Returns the names of the pools."""
         if not self.is_open:
             self.is_open = True
-            for name in self.pools:
-                self._scale(name)
+            self._scale()
             self._spawn(self._tick_forever())
         return list(self.pools)
 
@@ -104,9 +60,8 @@ class Controller:
         if previous is not None and not previous.is_over:
             return len(previous.to_run)
         job, plan, missing = await asyncio.to_thread(self._plan, job_id, container, stills)
-        cost = sum(plan.tasks[key].cost for key in missing)
         is_alone = all(run.is_over for run in self.runs.values())
-        run = self.runs[job_id] = Run(job, plan, missing, cost or 1.0, time.time())
+        run = self.runs[job_id] = Run(job, plan, missing)
         self.dispatcher.add_job(job_id, plan.tasks, missing)
         for key in missing:
             if not missing.intersection(plan.tasks[key].inputs):
@@ -115,8 +70,8 @@ class Controller:
             await self._finish(run, "completed")
         if is_alone:  # another film's replicas hold that film's model
             models = sorted({(plan.tasks[k].stage, plan.tasks[k].model) for k in missing if plan.tasks[k].model})
-            for slot in self.slots.values():
-                slot.handle.warm.remote([pair for pair in models if pair[0] in self.stages[slot.pool]])
+            for slot in self.replicas.slots.values():
+                slot.handle.warm.remote([pair for pair in models if pair[0] in self.replicas.stages[slot.pool]])
         self._dispatch()
         return len(missing)
 
@@ -127,24 +82,7 @@ class Controller:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(run.news.wait(), wait_s)
         run.news.clear()
-        running = []
-        for slot in self.slots.values():
-            task = run.plan.tasks.get(slot.busy or "")
-            if task is not None:
-                seen = slot.status if slot.status and slot.status.task == task.key else Status(task.key, 0, 1, b"")
-                running.append(
-                    {"stage": task.stage, "label": task.label, "pool": slot.pool, "replica": slot.name,
-                     "step": seen.step, "num_steps": seen.num_steps}
-                )  # fmt: skip
-        elapsed = time.time() - run.started_at
-        left = elapsed * (run.cost - run.cost_done) / run.cost_done if run.cost_done else None
-        return {
-            "status": run.status, "errors": list(run.errors), "film": run.film, "running": running,
-            "total": len(run.plan.tasks), "to_run": len(run.to_run), "run": run.run, "retried": run.retried,
-            "stage_s": dict(run.stage_s), "left_s": left, "done": run.cost_done / run.cost,
-            "starting": [s.name for s in self.slots.values() if not s.node], "previews": dict(run.previews),
-            "first_step_at": run.first_step_at,
-        }  # fmt: skip
+        return run.view(self.replicas.slots.values())
 
     async def cancel(self, job_id: str) -> None:
         """Stop a job: what runs for it alone ends between two steps; what exists stays."""
@@ -152,24 +90,25 @@ class Controller:
         if run is None or run.is_over:
             return
         orphans = set(self.dispatcher.drop_job(job_id))
-        for slot in self.slots.values():
+        for slot in self.replicas.slots.values():
             if slot.busy in orphans:
                 slot.handle.cancel.remote(slot.busy)
-        run.status = "canceled"
-        run.news.set()
+        run.end("canceled")
 
-    async def replicas(self) -> list[dict[str, Any]]:
-        """The replicas that exist, with the node and the process of each."""
-        return [{"name": s.name, "pool": s.pool, "node": s.node, "pid": s.pid} for s in self.slots.values()]
+    async def list_replicas(self) -> list[dict[str, Any]]:
+        """The replicas that exist, with the node and the process of each; no node where one is still starting."""
+        slots = self.replicas.slots.values()
+        return [{"name": s.name, "pool": s.pool, "node": s.node, "pid": s.pid, "busy": bool(s.busy)} for s in slots]
 
     async def is_idle(self) -> bool:
-        return all(run.is_over for run in self.runs.values()) and not any(s.busy for s in self.slots.values())
+        is_over = all(run.is_over for run in self.runs.values())
+        return is_over and not any(slot.busy for slot in self.replicas.slots.values())
 
     async def close(self) -> None:
         """Stop all replicas; the controller itself is ended by whoever started it."""
         self.closing = True
-        for slot in list(self.slots.values()):
-            self._drop(slot)
+        for slot in list(self.replicas.slots.values()):
+            self.replicas.drop(slot)
 
     # -- planning
 
@@ -180,70 +119,45 @@ class Controller:
 
     # -- replicas
 
-    def _scale(self, name: str) -> None:
-        pool, slots = self.pools[name], [s for s in self.slots.values() if s.pool == name]
-        busy = sum(s.busy is not None for s in slots)
-        waiting = self.dispatcher.num_ready(self.stages[name])
-        wanted = num_replicas_wanted(waiting=waiting, busy=busy, least=pool.replicas.min, most=pool.replicas.max)
-        for _ in range(wanted - len(slots)):
-            replica = f"{name}-{next(self.numbers)}"
-            handle = start_replica(replica, self.pools, name, store_uri=self.store.uri, package=self.package)
-            slot = self.slots[replica] = Slot(replica, name, handle, asked_at=time.monotonic())
-            self._spawn(self._await_start(slot))
-        idle = [s for s in slots if s.node and s.busy is None]
-        for slot in idle:
-            if may_leave(idle_s=time.monotonic() - slot.idle_since, num_replicas=len(slots), wanted=wanted):
-                self._drop(slot)
-                slots.remove(slot)
+    def _scale(self) -> None:
+        for name, stages in self.replicas.stages.items():
+            for slot in self.replicas.scale(name, waiting=self.dispatcher.num_ready(stages)):
+                self._spawn(self._welcome(slot))
 
-    async def _await_start(self, slot: Slot) -> None:
-        timeout_s = self.pools[slot.pool].start_timeout_s
-        reason = ""
-        try:
-            slot.node, slot.pid = await asyncio.wait_for(slot.handle.where.remote(), timeout_s)
-        except TimeoutError:
-            pool = self.pools[slot.pool]
-            has = "; ".join(f"{n.cpus:g} CPU, {n.gpus:g} GPU" for n in cluster_nodes())
-            reason = f"pool {slot.pool} asked for {asked(pool)} and got none in {timeout_s:g} s; the nodes have {has}"
-        except ray.exceptions.RayError as e:
-            reason = f"a replica of pool {slot.pool} could not start: {str(e).strip().splitlines()[-1]}"
-        if reason:
-            self._drop(slot)
-            await self._fail_all(PlacementError(reason))
-            return
-        slot.idle_since = time.monotonic()
-        self._dispatch()
-
-    def _drop(self, slot: Slot) -> None:
-        self.slots.pop(slot.name, None)
-        stop_replica(slot.handle)
+    async def _welcome(self, slot: Slot) -> None:
+        """Give a new replica work; where a pool has none at all and cannot get one, its films fail."""
+        reason = await self.replicas.wait_for_start(slot)
+        if not reason:
+            self._dispatch()
+        elif not any(other.node for other in self.replicas.of(slot.pool)):
+            for run in [r for r in self.runs.values() if not r.is_over]:
+                run.errors.append(reason)
+                await self._finish(run, "failed")
 
     # -- tasks
 
     def _dispatch(self) -> None:
         if self.closing:
             return
-        for slot in list(self.slots.values()):
+        for slot in list(self.replicas.slots.values()):
             if not slot.node or slot.busy is not None:
                 continue
-            others = sum(s.pool == slot.pool for s in self.slots.values()) > 1
-            task = self.dispatcher.take(self.stages[slot.pool], replica=slot.name, others=others)
+            others = len(self.replicas.of(slot.pool)) > 1
+            task = self.dispatcher.take(self.replicas.stages[slot.pool], replica=slot.name, others=others)
             if task is not None:
                 slot.busy = task.key
-                self._spawn(self._attempt(slot, task))
-        for name in self.pools:
-            self._scale(name)
+                self._spawn(self._attempt(slot, task, list(self.dispatcher.nodes[task.key].jobs)))
+        self._scale()
 
-    async def _attempt(self, slot: Slot, task: Task) -> None:
+    async def _attempt(self, slot: Slot, task: Task, jobs: list[str]) -> None:
         """One try at a task, from hand-out to the persisted artifact and its row in the ledger."""
-        jobs = list(self.dispatcher.nodes[task.key].jobs)
         asked_at = time.time()
         size = 0
         sources = [self.runs[jobs[0]].plan.tasks[key] for key in task.inputs]
         try:
             inputs = [(source, self.values.get(source.key)) for source in sources]
             ran: Ran = await slot.handle.run.remote(task, inputs)
-            self._free(slot)
+            slot.free()
             if ran.outcome == "succeeded":
                 if ran.value is not None:  # the next stage need not wait for the store
                     self.values[task.key] = ran.value
@@ -259,11 +173,8 @@ class Controller:
         await self._conclude(task, attempt)
         self._dispatch()
 
-    def _free(self, slot: Slot) -> None:
-        slot.busy, slot.idle_since, slot.status = None, time.monotonic(), None
-
     def _lost(self, slot: Slot, error: Exception, asked_at: float) -> Ran:
-        self._drop(slot)
+        self.replicas.drop(slot)
         died = slot.node and is_node_alive(slot.node)
         words = str(error).strip().splitlines()[0]
         if died and not self.closing:
@@ -296,7 +207,7 @@ class Controller:
             for key in self.dispatcher.finished(task.key):
                 self.values.pop(key, None)
             for run in runs:
-                self._count(run, task, attempt)
+                run.count(task, attempt)
         elif attempt.outcome == "canceled" and runs:  # canceled for a job that has come back since
             self.dispatcher.requeue(task.key)
         elif runs:
@@ -313,13 +224,6 @@ class Controller:
 
     def _release(self, freed: list[str]) -> None:
         self.queued_at.update(dict.fromkeys(freed, time.time()))
-
-    def _count(self, run: Run, task: Task, attempt: Attempt) -> None:
-        run.run += 1
-        run.cost_done += task.cost
-        run.stage_s[task.stage] = run.stage_s.get(task.stage, 0.0) + attempt.run_s
-        if task.stage == "denoise" and (at := attempt.info.get("first_step_at")):
-            run.first_step_at = min(run.first_step_at or at, at)
 
     def _decide(self, task: Task, runs: list[Run]) -> None:
         """After a failure: try again, or give up what needs the task; other shots go on."""
@@ -338,31 +242,23 @@ class Controller:
     async def _finish(self, run: Run, status: str) -> None:
         if status == "completed":
             run.film = await asyncio.to_thread(publish_film, self.store, run.job, run.plan)
-        run.status = status
-        run.news.set()
+        run.end(status)
         self.dispatcher.drop_job(run.job.id)
         for key in run.to_run:
             self.queued_at.pop(key, None)
             if not self.dispatcher.is_needed(key):
                 self.values.pop(key, None)
 
-    async def _fail_all(self, error: PlacementError) -> None:
-        for run in self.runs.values():
-            if not run.is_over:
-                run.errors.append(str(error))
-                await self._finish(run, "failed")
-
     # -- the clock
 
     async def _tick_forever(self) -> None:
         while not self.closing:
             await asyncio.sleep(TICK_S)
-            busy = [s for s in self.slots.values() if s.busy]
+            busy = [slot for slot in self.replicas.slots.values() if slot.busy]
             await asyncio.gather(*(self._look_at(s) for s in busy))
             for run in self.runs.values():
                 run.news.set()
-            for name in self.pools:
-                self._scale(name)
+            self._scale()
 
     async def _look_at(self, slot: Slot) -> None:
         with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
@@ -385,8 +281,7 @@ class Controller:
         if not task.cancelled() and (error := task.exception()) is not None:
             for run in self.runs.values():
                 if not run.is_over:
-                    run.status = "failed"
-                    run.news.set()
+                    run.end("failed")
                     run.errors.append(f"the controller failed: {type(error).__name__}: {error}")
 
 

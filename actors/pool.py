@@ -1,16 +1,102 @@
-"""Start and stop the replicas of a pool: the only place that knows how a pool's hardware is said in Ray's words."""
+"""The replicas of the pools: starting, watching and stopping them, in Ray's words.
+
+How many there should be is decided in farm/scaling.py; what runs on them in farm/dispatch.py.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from farm.pools import NodeFacts, Pool, numerics_of, stages_of
+from farm.pools import NodeFacts, Pool, asked, numerics_of, stages_of
+from farm.scaling import may_leave, num_replicas_wanted
 
-from .replica import Replica, ReplicaSpec
+from .replica import Replica, ReplicaSpec, Status
+
+
+@dataclass
+class Slot:
+    """One replica as the controller sees it."""
+
+    name: str
+    pool: str
+    handle: Any
+    node: str = ""  # empty until it has started
+    pid: int = 0
+    busy: str | None = None  # key of the task it runs
+    idle_since: float = 0.0
+    status: Status | None = None
+
+    def free(self) -> None:
+        self.busy, self.idle_since, self.status = None, time.monotonic(), None
+
+
+class Replicas:
+    """All replicas of a farm, those that are still starting included."""
+
+    def __init__(self, pools: Mapping[str, Pool], *, store_uri: str, package: str) -> None:
+        self.pools, self.store_uri, self.package = pools, store_uri, package
+        self.stages = {name: stages_of(pools, name) for name in pools}
+        self.slots: dict[str, Slot] = {}
+        self.numbers = itertools.count()
+
+    def of(self, pool: str) -> list[Slot]:
+        return [slot for slot in self.slots.values() if slot.pool == pool]
+
+    def scale(self, name: str, *, waiting: int) -> list[Slot]:
+        """Bring a pool nearer to the size that its work asks for. Returns the replicas that were asked for."""
+        bounds, slots = self.pools[name].replicas, self.of(name)
+        busy = sum(slot.busy is not None for slot in slots)
+        wanted = num_replicas_wanted(waiting=waiting, busy=busy, least=bounds.min, most=bounds.max)
+        asked_for = [self._start(name) for _ in range(wanted - len(slots))]
+        now, left = time.monotonic(), len(slots)
+        for slot in slots:
+            is_idle = slot.node and slot.busy is None
+            if is_idle and may_leave(idle_s=now - slot.idle_since, num_replicas=left, wanted=wanted):
+                self.drop(slot)
+                left -= 1
+        return asked_for
+
+    async def wait_for_start(self, slot: Slot) -> str:
+        """Wait until a replica answers. Returns why it will not, or nothing."""
+        pool = self.pools[slot.pool]
+        try:
+            slot.node, slot.pid = await asyncio.wait_for(slot.handle.where.remote(), pool.start_timeout_s)
+        except TimeoutError:
+            self.drop(slot)
+            has = "; ".join(f"{n.cpus:g} CPU, {n.gpus:g} GPU" for n in cluster_nodes())
+            return (
+                f"pool {slot.pool} asked for {asked(pool)} and got none in {pool.start_timeout_s:g} s; there is {has}"
+            )
+        except ray.exceptions.RayError as e:
+            self.drop(slot)
+            return f"a replica of pool {slot.pool} could not start: {str(e).strip().splitlines()[-1]}"
+        slot.idle_since = time.monotonic()
+        return ""
+
+    def drop(self, slot: Slot) -> None:
+        """Stop a replica and forget it."""
+        self.slots.pop(slot.name, None)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(slot.handle, no_restart=True)
+
+    def _start(self, name: str) -> Slot:
+        pool, stages = self.pools[name], tuple(self.stages[name])
+        replica = f"{name}-{next(self.numbers)}"
+        spec = ReplicaSpec(
+            name=replica, pool=name, stages=stages, cpus=pool.cpus, gpus=pool.gpus, store_uri=self.store_uri,
+            package=self.package, numerics={s: dict(numerics_of(pool, s)) for s in stages if s != "assemble"},
+        )  # fmt: skip
+        actor = ray.remote(concurrency_groups={"io": 2, "store": 2})(Replica)
+        slot = self.slots[replica] = Slot(replica, name, actor.options(**ray_options(pool)).remote(spec))
+        return slot
 
 
 def ray_options(pool: Pool) -> dict[str, Any]:
@@ -23,23 +109,6 @@ def ray_options(pool: Pool) -> dict[str, Any]:
     if pool.labels:
         options["label_selector"] = dict(pool.labels)
     return options
-
-
-def start_replica(name: str, pools: Mapping[str, Pool], pool_name: str, *, store_uri: str, package: str) -> Any:
-    """Ask Ray for one more replica; it exists once `where` answers."""
-    pool = pools[pool_name]
-    stages = tuple(stages_of(pools, pool_name))
-    spec = ReplicaSpec(
-        name=name, pool=pool_name, stages=stages, cpus=pool.cpus, gpus=pool.gpus, store_uri=store_uri, package=package,
-        numerics={s: dict(numerics_of(pool, s)) for s in stages if s not in ("assemble",)},
-    )  # fmt: skip
-    actor = ray.remote(concurrency_groups={"io": 2, "store": 2})(Replica)
-    return actor.options(**ray_options(pool)).remote(spec)
-
-
-def stop_replica(handle: Any) -> None:
-    with contextlib.suppress(ray.exceptions.RayError):
-        ray.kill(handle, no_restart=True)
 
 
 def cluster_nodes() -> list[NodeFacts]:
@@ -61,3 +130,10 @@ def cluster_nodes() -> list[NodeFacts]:
 
 def is_node_alive(node_id: str) -> bool:
     return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+
+
+def can_grow() -> bool:
+    """Whether an autoscaler may add nodes: it reports what it could start, and a fixed cluster reports nothing."""
+    from ray._private.state import state  # Ray has no public way to ask; Ray Data and Train ask in this way too
+
+    return state.get_max_resources_from_cluster_config() is not None

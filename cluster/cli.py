@@ -30,6 +30,7 @@ from farm.storyboard import json_schema, load_storyboard
 
 from .deliver import Target, deliver, read_target
 from .hardware import Connection, num_cpus, num_gpus
+from .tables import model_rows, model_table, plan_table
 
 NEWS_S = 0.5  # how long one question to the controller waits for news
 STOP_TIMEOUT_S = 10.0  # for replicas to end their step after Ctrl-C
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     answer = Answer(as_json=getattr(args, "json", False))
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(args.run(args, answer))
     except InputError as e:
@@ -50,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return answer.fail(130, [Problem("interrupted; the same command goes on where it stopped")])
     except BrokenPipeError:
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -214,12 +222,12 @@ def drive(order: Order, connection: Connection) -> dict[str, Any]:
     import ray
 
     from actors.controller import start_controller
-    from actors.pool import cluster_nodes
+    from actors.pool import can_grow, cluster_nodes
 
     from .progress import show_progress
 
     stop = StopRequest()  # after ray.init, which installs handlers of its own
-    told = cannot_fit(order.pools, cluster_nodes())
+    told = [] if can_grow() else cannot_fit(order.pools, cluster_nodes())
     if told:
         raise InputError(*told)
     order.store.create()
@@ -281,34 +289,11 @@ def run_plan(args: argparse.Namespace, answer: Answer) -> int:
     answer.data["status"] = "planned"
     if args.json:
         return answer.finish(0)
-    for line in plan_table(order):
+    for line in plan_table(order.job, order.plan, order.missing):
         print(line)
+    for warning in order.warnings:
+        print(f"warning: {warning}")
     return 0
-
-
-def plan_table(order: Order) -> list[str]:
-    """A plan as text: one row per shot, then one per stage."""
-    film, tasks = order.job.film, order.plan.tasks
-    width, height = film.delivered_px
-    lines = [
-        f"{film.title}: job {order.job.id}, {film.num_delivered} frames of {width}x{height} at {film.output_fps:g} fps "
-        f"({film.num_delivered / film.output_fps:.2f} s), model {film.model}",
-        "",
-        f"{'shot':<20} {'chunks':>6} {'generated':>9} {'kept':>6} {'delivered':>9}  state",
-    ]
-    for shot, planned in zip(film.shots, order.plan.shots, strict=True):
-        lacking = [tasks[k].stage for k in planned.tasks if k in order.missing]
-        state = "done" if not lacking else "needs " + ", ".join(dict.fromkeys(lacking))
-        generated = sum(c.generated for c in shot.chunks)
-        lines.append(
-            f"{shot.id:<20} {len(shot.chunks):>6} {generated:>9} {shot.num_frames:>6} {shot.num_delivered:>9}  {state}"
-        )
-    lines += ["", f"{'stage':<12} {'tasks':>6} {'to run':>7} {'exist':>6}"]
-    for stage in dict.fromkeys(t.stage for t in tasks.values()):
-        mine = [k for k, t in tasks.items() if t.stage == stage]
-        lacking_count = sum(k in order.missing for k in mine)
-        lines.append(f"{stage:<12} {len(mine):>6} {lacking_count:>7} {len(mine) - lacking_count:>6}")
-    return [*lines, *(f"warning: {w}" for w in order.warnings)]
 
 
 def run_schema(args: argparse.Namespace, answer: Answer) -> int:
@@ -317,9 +302,13 @@ def run_schema(args: argparse.Namespace, answer: Answer) -> int:
 
 
 def run_models(args: argparse.Namespace, answer: Answer) -> int:
-    from .models import show_models
-
-    return show_models(args.path, as_json=args.json)
+    rows = model_rows(args.path)
+    if args.json:
+        print(json.dumps({"models": rows}))
+        return 0
+    for line in model_table(rows):
+        print(line)
+    return 0
 
 
 def run_report(args: argparse.Namespace, answer: Answer) -> int:

@@ -54,7 +54,7 @@ def measure(model: Path, root: Path, replicas: int) -> dict[str, float]:
     connection = Connection(None, pools)
     try:
         controller = start_controller(f"overlap-{replicas}", str(root), pools_as_json(pools), package="stand_ins")
-        while not all(r["node"] for r in ray.get(controller.replicas.remote(), timeout=60)):
+        while not all(r["node"] for r in ray.get(controller.list_replicas.remote(), timeout=60)):
             time.sleep(0.2)
         for name, num_shots in (("warm-up", 2 * replicas), ("film", NUM_SHOTS)):
             shots = [{"id": f"s{i}", "prompt": f"{name} {i}", "frames": 5, "seed": i} for i in range(num_shots)]

@@ -72,3 +72,20 @@ def test_a_pool_that_can_never_fit_is_refused_with_what_there_is(tiny_wan: Path,
     assert "kind=small" in refused.told
 
     assert not (tmp_path / "store").exists()
+
+
+def test_a_pool_whose_hardware_is_taken_ends_the_render_after_its_timeout(tiny_wan: Path, tmp_path: Path) -> None:
+    pools, board = tmp_path / "pools.yaml", tmp_path / "film.yaml"
+    one = "gpus: 1, start_timeout_s: 4, dtype: float32"
+    pools.write_text(f"pools:\n  a: {{stages: [encode, decode]}}\n  b: {{stages: [denoise], {one}}}\n")
+    board.write_text(BOARD.format(model=tiny_wan, seed=1))
+    taken = "pools:\n  a: {stages: [encode, decode], gpus: 1}\n  b: {stages: [denoise]}\n"
+    (tmp_path / "taken.yaml").write_text(taken)
+    with emulated_cluster([{"num_cpus": 4, "num_gpus": 1}]) as address:
+        common = ("--address", address, "--json")
+        first = ("--store", tmp_path / "first", "--pools", tmp_path / "taken.yaml")
+        assert finish(start_farm("render", board, *first, *common)).code == 0  # its replica keeps the only GPU
+        failed = finish(start_farm("render", board, "--store", tmp_path / "second", "--pools", pools, *common))
+    assert failed.code == 3, failed.told
+    assert "pool b asked for 1 CPU, 1 GPU and got none in 4 s; there is" in failed.told
+    assert failed.answer["status"] == "failed"

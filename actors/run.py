@@ -1,0 +1,73 @@
+"""One film while it is rendered: what must run, what has run, and how that looks from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from farm.journal import Job
+from farm.plan import Plan
+from farm.task import Attempt, Task
+
+from .pool import Slot
+from .replica import Status
+
+
+@dataclass
+class Run:
+    """The counts belong to one call of a door: a film that is rendered again gets a new run."""
+
+    job: Job
+    plan: Plan
+    to_run: set[str]
+    started_at: float = field(default_factory=time.time)
+    status: str = "active"
+    run: int = 0
+    retried: int = 0
+    stage_s: dict[str, float] = field(default_factory=dict)
+    cost_done: float = 0.0
+    first_step_at: float | None = None
+    errors: list[str] = field(default_factory=list)
+    film: str = ""
+    previews: dict[str, str] = field(default_factory=dict)  # label to path in the store
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.cost = sum(self.plan.tasks[key].cost for key in self.to_run) or 1.0
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in ("completed", "failed", "canceled")
+
+    def end(self, status: str) -> None:
+        self.status = status
+        self.news.set()
+
+    def count(self, task: Task, attempt: Attempt) -> None:
+        """A task of this film has succeeded."""
+        self.run += 1
+        self.cost_done += task.cost
+        self.stage_s[task.stage] = self.stage_s.get(task.stage, 0.0) + attempt.run_s
+        if task.stage == "denoise" and (at := attempt.info.get("first_step_at")):
+            self.first_step_at = min(self.first_step_at or at, at)
+
+    def view(self, slots: Iterable[Slot]) -> dict[str, Any]:
+        """Plain values for a door: counts, what runs now, seconds left at the pace so far."""
+        elapsed = time.time() - self.started_at
+        left = elapsed * (self.cost - self.cost_done) / self.cost_done if self.cost_done else None
+        slots = list(slots)
+        return {
+            "status": self.status, "errors": list(self.errors), "film": self.film, "to_run": len(self.to_run),
+            "run": self.run, "retried": self.retried, "stage_s": dict(self.stage_s), "left_s": left,
+            "running": [self._running(s, self.plan.tasks[s.busy]) for s in slots if s.busy in self.plan.tasks],
+            "starting": [s.name for s in slots if not s.node], "previews": dict(self.previews),
+            "first_step_at": self.first_step_at,
+        }  # fmt: skip
+
+    def _running(self, slot: Slot, task: Task) -> dict[str, Any]:
+        seen = slot.status if slot.status and slot.status.task == task.key else Status(task.key, 0, 1, b"")
+        told = {"stage": task.stage, "label": task.label, "pool": slot.pool, "replica": slot.name}
+        return {**told, "step": seen.step, "num_steps": seen.num_steps}

@@ -1,0 +1,109 @@
+"""A replica and the controller on a local Ray, with stages that only take time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from farm_process import wait_until
+from in_process import plan_of, resolve_board
+
+from cluster.hardware import Connection
+from farm.checkpoint import find_checkpoint
+from farm.film import job_id_of
+from farm.journal import Job, read_attempts, write_job
+from farm.pools import Pool, pools_as_json
+from farm.store import Store
+
+POOLS = {"all": Pool(stages=["encode", "denoise", "decode", "assemble"])}
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[Any]:
+    bench = str(Path(__file__).parents[1] / "bench")  # where the replicas find the stand-ins
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", bench)
+        connection = Connection(None, POOLS)
+        import ray
+
+        yield ray
+        connection.close()
+
+
+def start_stand_in(ray: Any, store: Path) -> Any:
+    from actors.pool import Replicas
+
+    replicas = Replicas(POOLS, store_uri=str(store), package="stand_ins")
+    (slot,) = replicas.scale("all", waiting=0)
+    ray.get(slot.handle.where.remote(), timeout=60)
+    return slot.handle
+
+
+def test_a_replica_answers_while_it_computes_and_stops_when_told(
+    local_ray: Any, tiny_wan: Path, tmp_path: Path
+) -> None:
+    ray = local_ray
+    replica = start_stand_in(ray, tmp_path)
+    shot = {"id": "a", "prompt": "x", "frames": 5}
+    task = next(t for t in plan_of({"size": "64x48", "shots": [shot]}, tiny_wan).tasks.values() if t.stage == "denoise")
+    running = replica.run.remote(task, [])
+    wait_until("a step", lambda: ray.get(replica.status.remote(), timeout=10).step >= 1)
+    status = ray.get(replica.status.remote(), timeout=10)
+    assert status.task == task.key
+    assert 1 <= status.step < status.num_steps
+    assert not ray.wait([running], timeout=0)[0]  # it answered while the task was running
+    ray.get(replica.cancel.remote(task.key), timeout=10)
+    ran = ray.get(running, timeout=30)
+    assert ran.outcome == "canceled"
+    assert "canceled after step" in ran.reason
+    assert ray.get(replica.status.remote(), timeout=10).task is None
+    again = ray.get(replica.run.remote(task, []), timeout=30)  # the cancellation was for that run only
+    assert again.outcome == "succeeded"
+    assert ray.get(replica.persist.remote(task.key), timeout=10) == 1000
+    ray.kill(replica)
+
+
+def test_a_replica_reads_the_store_when_a_value_is_gone(local_ray: Any, tiny_wan: Path, tmp_path: Path) -> None:
+    ray = local_ray
+    replica = start_stand_in(ray, tmp_path)
+    tasks = list(
+        plan_of({"size": "64x48", "shots": [{"id": "a", "prompt": "x", "frames": 5}]}, tiny_wan).tasks.values()
+    )
+    text, latents = tasks[0], next(t for t in tasks if t.stage == "denoise")
+    lost = ray.get(replica.run.remote(latents, [(text, None)]), timeout=30)
+    assert lost.outcome == "failed"
+    assert "missing" in lost.reason
+    Store(str(tmp_path)).put(text, b"embeddings")
+    assert ray.get(replica.run.remote(latents, [(text, None)]), timeout=30).outcome == "succeeded"
+    ray.kill(replica)
+
+
+def test_a_film_on_stand_ins_leaves_a_whole_ledger(local_ray: Any, tiny_wan: Path, tmp_path: Path) -> None:
+    from actors.controller import start_controller
+
+    ray = local_ray
+    store = Store(str(tmp_path / "store"))
+    store.create()
+    checkpoint = find_checkpoint(str(tiny_wan), beside=Path())
+    shots = [{"id": f"s{i}", "prompt": f"x {i}", "frames": 5} for i in range(2)]
+    film = resolve_board({"size": "64x48", "guidance": 1.0, "shots": shots}, checkpoint).film
+    job = Job(job_id_of(film, checkpoint), film, checkpoint, "")
+    write_job(store, job)
+    controller = start_controller("ledger", store.root, pools_as_json(POOLS), package="stand_ins")
+    assert ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60) == 9
+    assert ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60) == 9  # it is followed
+    while (view := ray.get(controller.view.remote(job.id, wait_s=0.5), timeout=60))["status"] == "active":
+        assert view["to_run"] == 9
+    assert view["status"] == "completed", view
+    assert set(view["stage_s"]) == {"encode", "denoise", "decode", "assemble"}
+    wait_until("the ledger", lambda: len(read_attempts(store, job.id)) == 9)
+    attempts = read_attempts(store, job.id)
+    assert {a.outcome for a in attempts} == {"succeeded"}
+    assert all(a.queued_at <= a.started_at <= a.ended_at and a.node and a.output_bytes for a in attempts)
+    spans = sorted((a.started_at, a.ended_at) for a in attempts)
+    assert all(end <= start + 0.01 for (_, end), (start, _) in pairwise(spans))  # one at a time
+    ray.get(controller.close.remote(), timeout=30)
+    ray.kill(controller)
