@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from pipelines.stage import Artifact, Progress, Result
 
 SECONDS = {"encode": 0.2, "denoise": 2.0, "decode": 0.5, "assemble": 0.3}
 STEPS = 10
+NUM_BYTES = int(os.environ.get("STAND_IN_BYTES", "1000"))  # of each output
 
 
 def stand_in(stage: str) -> type:
@@ -24,6 +26,6 @@ def stand_in(stage: str) -> type:
             for step in range(STEPS):
                 time.sleep(max(0.0, start + (step + 1) * self.seconds / STEPS - time.monotonic()))
                 progress.advance(step + 1, STEPS)
-            return Result(b"0" * 1000)
+            return Result(os.urandom(16) * (NUM_BYTES // 16))
 
     return StandIn
