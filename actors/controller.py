@@ -28,6 +28,7 @@ from .replica import Ran
 from .run import Run
 
 TICK_S = 1.0
+MAX_ENDED_RUNS = 100  # that can still be asked for
 NAMESPACE = "longtake"
 
 
@@ -56,16 +57,21 @@ class Controller:
 
     async def submit(self, job_id: str, *, container: str, stills: bool) -> int:
         """Take on a job that lies in the store; a job that is being rendered is followed. Returns what must run."""
-        previous = self.runs.get(job_id)
-        if previous is not None and not previous.is_over:
-            return len(previous.to_run)
-        job, plan, missing = await asyncio.to_thread(self._plan, job_id, container, stills)
+        planned = None
+        if not self._is_active(job_id):
+            planned = await asyncio.to_thread(self._plan, job_id, container, stills)
+        if planned is None or self._is_active(job_id):  # another door may have been faster
+            return len(self.runs[job_id].to_run)
+        job, plan, missing = planned
+        missing = {key for key in missing if not self.dispatcher.is_finished(key)}  # done while we looked
         is_alone = all(run.is_over for run in self.runs.values())
         run = self.runs[job_id] = Run(job, plan, missing)
         self.dispatcher.add_job(job_id, plan.tasks, missing)
         for key in missing:
             if not missing.intersection(plan.tasks[key].inputs):
                 self.queued_at.setdefault(key, time.time())
+        for old in [r for r in self.runs.values() if r.is_over][:-MAX_ENDED_RUNS]:
+            del self.runs[old.job.id]
         if not missing:
             await self._finish(run, "completed")
         if is_alone:  # another film's replicas hold that film's model
@@ -74,6 +80,9 @@ class Controller:
                 slot.handle.warm.remote([pair for pair in models if pair[0] in self.replicas.stages[slot.pool]])
         self._dispatch()
         return len(missing)
+
+    def _is_active(self, job_id: str) -> bool:
+        return job_id in self.runs and not self.runs[job_id].is_over
 
     async def view(self, job_id: str, *, wait_s: float = 0.0) -> dict[str, Any]:
         """Where a job stands: counts, what runs now, and why it ended. Waits up to `wait_s` for news of it."""
@@ -145,8 +154,10 @@ class Controller:
             others = len(self.replicas.of(slot.pool)) > 1
             task = self.dispatcher.take(self.replicas.stages[slot.pool], replica=slot.name, others=others)
             if task is not None:
-                slot.busy = task.key
-                self._spawn(self._attempt(slot, task, list(self.dispatcher.nodes[task.key].jobs)))
+                slot.busy, jobs = task.key, list(self.dispatcher.nodes[task.key].jobs)
+                for job in jobs:
+                    self.runs[job].working_since = self.runs[job].working_since or time.time()
+                self._spawn(self._attempt(slot, task, jobs))
         self._scale()
 
     async def _attempt(self, slot: Slot, task: Task, jobs: list[str]) -> None:
@@ -240,6 +251,8 @@ class Controller:
             run.retried += 1
 
     async def _finish(self, run: Run, status: str) -> None:
+        if run.is_over:
+            return
         if status == "completed":
             run.film = await asyncio.to_thread(publish_film, self.store, run.job, run.plan)
         run.end(status)

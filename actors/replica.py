@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import resource
+import shutil
 import sys
 import time
 import traceback
@@ -119,7 +120,7 @@ class Replica:
         finally:
             self.unsaved.pop(key, None)
             if isinstance(artifact, Path):
-                artifact.unlink(missing_ok=True)
+                shutil.rmtree(artifact.parent, ignore_errors=True)  # the stage made the folder for it alone
         return int(record["size"])
 
     def warm(self, models: Sequence[tuple[str, str]]) -> float:

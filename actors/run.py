@@ -23,7 +23,7 @@ class Run:
     job: Job
     plan: Plan
     to_run: set[str]
-    started_at: float = field(default_factory=time.time)
+    working_since: float = 0.0  # when the first of its tasks was handed out
     status: str = "active"
     run: int = 0
     retried: int = 0
@@ -56,8 +56,8 @@ class Run:
 
     def view(self, slots: Iterable[Slot]) -> dict[str, Any]:
         """Plain values for a door: counts, what runs now, seconds left at the pace so far."""
-        elapsed = time.time() - self.started_at
-        left = elapsed * (self.cost - self.cost_done) / self.cost_done if self.cost_done else None
+        done = self.cost_done / self.cost
+        left = (time.time() - self.working_since) * (1 - done) / done if done > 0.05 else None
         slots = list(slots)
         return {
             "status": self.status, "errors": list(self.errors), "film": self.film, "to_run": len(self.to_run),

@@ -15,12 +15,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from farm.checkpoint import Checkpoint, find_checkpoint
-from farm.errors import InputError, Problem, RenderError
+from farm.errors import InputError, Problem, RenderError, StoreError
 from farm.film import Film, container_of, job_id_of, resolve
 from farm.journal import Job, publish_film, write_job
 from farm.plan import Plan, make_plan, tasks_to_run
@@ -29,7 +30,7 @@ from farm.store import Store
 from farm.storyboard import json_schema, load_storyboard
 
 from .deliver import Target, deliver, read_target
-from .hardware import Connection, num_cpus, num_gpus
+from .hardware import Connection, num_cpus, num_gpus, this_machine
 from .tables import model_rows, model_table, plan_table
 
 NEWS_S = 0.5  # how long one question to the controller waits for news
@@ -46,12 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.run(args, answer))
     except InputError as e:
         return answer.fail(2, e.problems)
-    except RenderError as e:
+    except (RenderError, StoreError, OSError) as e:
         return answer.fail(3, [Problem(str(e))])
     except KeyboardInterrupt:
         return answer.fail(130, [Problem("interrupted; the same command goes on where it stopped")])
-    except BrokenPipeError:
-        return 1
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -64,27 +63,35 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="farm", description="A render farm for AI video: a storyboard becomes a film."
     )
+    parser.add_argument("--version", action="version", version=f"longtake {metadata.version('longtake')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, text: str, *, storyboard: bool = False) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         if storyboard:
-            sub.add_argument("storyboard", type=Path, metavar="STORYBOARD")
+            sub.add_argument("storyboard", type=given_path, metavar="STORYBOARD")
             sub.add_argument(
                 "--model", help="render with this model instead: builtin, a folder, or org/name[@revision]"
             )
-            sub.add_argument("--pools", type=Path, metavar="FILE", help="which stages run on which hardware (YAML)")
             sub.add_argument(
-                "--store", metavar="URI", help="where finished work lives (default: $LONGTAKE_STORE or .longtake)"
+                "--pools", type=given_path, metavar="FILE", help="which stages run on which hardware (YAML)"
+            )
+            sub.add_argument(
+                "--store",
+                type=given,
+                metavar="URI",
+                help="where finished work lives (default: $LONGTAKE_STORE or .longtake)",
             )
             sub.add_argument("--json", action="store_true", help="print one JSON object as the last line")
         return sub
 
     render = command("render", run_render, "render a storyboard to a film", storyboard=True)
-    render.add_argument("--out", metavar="FILE_OR_FOLDER", help="the film's file, or a folder for PNG frames")
     render.add_argument(
-        "--address", metavar="A", help="a Ray cluster to render on (default: $RAY_ADDRESS or a local Ray)"
+        "--out", type=given, metavar="FILE_OR_FOLDER", help="the film's file, or a folder for PNG frames"
+    )
+    render.add_argument(
+        "--address", type=given, metavar="A", help="a Ray cluster to render on (default: $RAY_ADDRESS or a local Ray)"
     )
     command("plan", run_plan, "show what a storyboard would need, without rendering", storyboard=True)
     command("schema", run_schema, "print the storyboard's JSON Schema")
@@ -93,10 +100,21 @@ def make_parser() -> argparse.ArgumentParser:
     models.add_argument("--json", action="store_true", help="print JSON")
     report = command("report", run_report, "draw the report of a job")
     report.add_argument("job", metavar="JOB")
-    report.add_argument("--store", metavar="URI")
+    report.add_argument("--store", type=given, metavar="URI")
     doctor = command("doctor", run_doctor, "check this machine, and what the pools ask for")
-    doctor.add_argument("--pools", type=Path, metavar="FILE")
+    doctor.add_argument("--pools", type=given_path, metavar="FILE")
     return parser
+
+
+def given(text: str) -> str:
+    """An option's value; an empty one comes from a shell variable that was not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def given_path(text: str) -> Path:
+    return Path(given(text))
 
 
 class Answer:
@@ -185,11 +203,7 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
     for warning in order.warnings:
         print(f"farm: warning: {warning}", file=sys.stderr)
     if order.missing:
-        connection = Connection(args.address, order.pools)
-        try:
-            view = drive(order, connection)
-        finally:
-            connection.close()
+        view = render_missing(order, args.address)
         answer.data["tasks"] |= {"run": view["run"], "retried": view["retried"]}
         answer.data["stage_s"] = {stage: round(s, 4) for stage, s in view["stage_s"].items()}
         answer.data["first_step_at"] = view["first_step_at"]
@@ -200,21 +214,57 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
         order.store.create()
         write_job(order.store, order.job)
         film = publish_film(order.store, order.job, order.plan)
-    path = deliver(target, order.store, order.plan, film)
+    report = draw_report(order.store, order.job.id)
+    try:
+        path = deliver(target, order.store, order.plan, film)
+    except OSError as e:
+        raise RenderError(f"the film is finished ({film}), but could not be written to {args.out}: {e}") from e
     for shot, told in zip(order.plan.shots, answer.data["shots"], strict=True):
         told["clip"] = order.store.full(f"films/{order.job.id}/shots/{shot.id}.{order.plan.tasks[shot.clip].extension}")
     answer.data |= {"status": "completed", "film": path}
-    draw_report(order.store, order.job.id)
-    print(f"farm: {path} ({answer.data['frames']} frames, {answer.data['seconds']:.2f} s)", file=sys.stderr)
+    ran, reused = answer.data["tasks"]["run"], answer.data["tasks"]["reused"]
+    print(
+        f"farm: {path}: {answer.data['frames']} frames, {answer.data['seconds']:.2f} s; {ran} tasks run, {reused} "
+        f"reused; job {order.job.id}, report {report}",
+        file=sys.stderr,
+    )
     return answer.finish(0)
 
 
 def tell_unfinished(order: Order, view: dict[str, Any], answer: Answer) -> int:
-    done = sum(order.store.has(order.plan.tasks[shot.clip]) for shot in order.plan.shots)
-    left = f"{done} of {len(order.plan.shots)} shots are in the store; the same command goes on from there"
+    tasks = order.plan.tasks
+    done = len(tasks) - len(tasks_to_run(tasks, order.plan.targets, order.store.has))
+    report = draw_report(order.store, order.job.id)
+    left = f"{done} of {len(tasks)} tasks are in the store, and the same command goes on from there; report {report}"
     if view["status"] == "canceled":
         return answer.fail(130, [Problem(f"interrupted; {left}")])
-    return answer.fail(3, [Problem(f"{e}; {left}") for e in view["errors"]])
+    return answer.fail(3, [*(Problem(e) for e in view["errors"]), Problem(left)])
+
+
+def render_missing(order: Order, address: str | None) -> dict[str, Any]:
+    """Run what is missing on a local Ray or on a cluster. Returns the controller's last view of the job.
+
+    Raises:
+        InputError: a pool asks for more than a fixed cluster has; nothing was written.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is None:
+        _refuse(cannot_fit(order.pools, [this_machine(order.pools)]))
+        order.store.create()
+    connection = Connection(address, order.pools)
+    try:
+        if not connection.is_local:
+            from actors.pool import can_grow, cluster_nodes
+
+            _refuse([] if can_grow() else cannot_fit(order.pools, cluster_nodes()))
+        return drive(order, connection)
+    finally:
+        connection.close()
+
+
+def _refuse(told: list[str]) -> None:
+    if told:
+        raise InputError(*told)
 
 
 def drive(order: Order, connection: Connection) -> dict[str, Any]:
@@ -222,14 +272,10 @@ def drive(order: Order, connection: Connection) -> dict[str, Any]:
     import ray
 
     from actors.controller import start_controller
-    from actors.pool import can_grow, cluster_nodes
 
     from .progress import show_progress
 
     stop = StopRequest()  # after ray.init, which installs handlers of its own
-    told = [] if can_grow() else cannot_fit(order.pools, cluster_nodes())
-    if told:
-        raise InputError(*told)
     order.store.create()
     write_job(order.store, order.job)
     job, pools = order.job.id, pools_as_json(order.pools)

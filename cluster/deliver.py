@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import shutil
+import tempfile
 import uuid
 import zipfile
 from dataclasses import dataclass
@@ -47,8 +47,7 @@ def read_target(out: str | None) -> Target:
         raise _fault(f"--out must be a folder or end in {', '.join(SUFFIXES)}, got {out}")
     if not path.parent.is_dir():
         raise _fault(f"--out must lie in a folder that exists, got {out}")
-    if not os.access(path.parent, os.W_OK):
-        raise _fault(f"--out must lie in a folder that can be written, got {out}")
+    _check_writable(path.parent)
     return Target(file=path)
 
 
@@ -57,15 +56,26 @@ def _check_folder(folder: Path) -> None:
         raise _fault(f"--out must be a folder or end in {', '.join(SUFFIXES)}, got the file {folder}")
     if not folder.is_dir():
         parent = folder.parent
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise _fault(f"--out must lie in a folder that exists and can be written, got {folder}")
+        if not parent.is_dir():
+            raise _fault(f"--out must lie in a folder that exists, got {folder}")
+        _check_writable(parent)
         return
+    _check_writable(folder)
     ours = re.compile(r"\d{6,}\.png")
     others = [f.name for f in folder.iterdir() if f.name != MARKER and not ours.fullmatch(f.name)]
     is_export = (folder / MARKER).is_file()
     if others or (not is_export and any(folder.iterdir())):
         held = others[0] if others else next(folder.iterdir()).name
         raise _fault(f"--out must be a new or empty folder, or an earlier export of frames, got {folder} with {held}")
+
+
+def _check_writable(folder: Path) -> None:
+    """Try it: permissions alone do not tell (root, read-only mounts)."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as e:
+        raise _fault(f"--out must lie in a folder that can be written: {folder}: {e.strerror}") from None
 
 
 def _fault(message: str) -> InputError:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import psutil
 
-from farm.pools import NodeFacts, Pool, asked, cannot_fit, cpus_asked, default_pools
+from farm.checkpoint import BUILTIN_FOLDER
+from farm.pools import Pool, asked, cannot_fit, cpus_asked, default_pools
 
-from .hardware import num_cpus, num_gpus
+from .hardware import num_cpus, num_gpus, this_machine
 
 Line = tuple[str, str, str]  # ok | warning | failure, what, words
 GIB = 2**30
@@ -25,7 +26,7 @@ def examine(pools: Mapping[str, Pool] | None) -> int:
     """Print all lines; 0 unless one of them is a failure, then 1."""
     lines = [*_software(), *_ffmpeg(), *_room(), *_pools(pools)]
     for state, what, words in lines:
-        print(f"{state:<8} {what:<10} {words}")
+        print(f"{state:<8} {what:<13} {words}")
     return 1 if any(state == "failure" for state, _, _ in lines) else 0
 
 
@@ -37,6 +38,10 @@ def _software() -> Iterator[Line]:
             yield "ok", package, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             yield "failure", package, "is not installed; run make install"
+    if (BUILTIN_FOLDER / "model_index.json").is_file():
+        yield "ok", "builtin", "the built-in model is here"
+    else:
+        yield "warning", "builtin", "the built-in model is not part of this installation; storyboards must name a model"
     gpus = num_gpus()
     if not gpus:
         yield "warning", "cuda", "no GPU found; everything runs on CPUs, which suits the built-in model only"
@@ -76,7 +81,7 @@ def _room() -> Iterator[Line]:
 def _pools(pools: Mapping[str, Pool] | None) -> Iterator[Line]:
     cpus, gpus = num_cpus(), num_gpus()
     pools = pools or default_pools(num_cpus=cpus, num_gpus=gpus)
-    here = NodeFacts("this machine", max(cpus, cpus_asked(pools)), gpus, psutil.virtual_memory().total, None, {})
+    here = this_machine(pools)
     for name, pool in pools.items():
         lacking = cannot_fit({name: pool}, [here])
         words = f"{', '.join(pool.stages)} on {asked(pool)}; {pool.replicas.min} to {pool.replicas.max} replicas"

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from farm.errors import InputError
-from farm.pools import Pool, cpus_asked
+from farm.pools import NodeFacts, Pool, cpus_asked
 
 MAX_TEMP_PATH = 40  # Ray puts Unix sockets some 60 characters below it, and they end at 107
 
@@ -37,6 +39,12 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def this_machine(pools: Mapping[str, Pool]) -> NodeFacts:
+    """What the local Ray that is started for these pools will have: logical CPUs as asked for, GPUs as found."""
+    cpus = max(num_cpus(), cpus_asked(pools))
+    return NodeFacts("this machine", cpus, num_gpus(), psutil.virtual_memory().total, None, {})
+
+
 def prepare_environment() -> None:
     """What must stand before ray is imported and is inherited by every process it starts."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -56,8 +64,9 @@ class Connection:
             InputError: there is no cluster at that address.
         """
         prepare_environment()
-        self.address = address or os.environ.get("RAY_ADDRESS") or None
+        self.address = address
         self.folder: Path | None = None
+        before = os.environ.get("TMPDIR")
         if self.address is None:
             _keep_others_out()
         import ray
@@ -65,10 +74,12 @@ class Connection:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
         if self.address is None:
             self.folder = own_folder()
+            os.environ["TMPDIR"] = str(self.folder)  # for the workers, so that what a killed one leaves goes with it
             ray.init(
                 address="local", num_cpus=max(num_cpus(), cpus_asked(pools)), num_gpus=num_gpus(),
                 include_dashboard=False, _temp_dir=str(self.folder), namespace="longtake", **quiet,
             )  # fmt: skip
+            os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
             return
         try:
             ray.init(address=self.address, namespace="longtake", **quiet)

@@ -19,7 +19,7 @@ class Lines(AbstractContextManager["Lines"]):
     """One line whenever the number of finished tasks changed, and every few seconds while a task runs."""
 
     def __init__(self, title: str, stream: TextIO) -> None:
-        self.title, self.stream = title, stream
+        self.title, self.stream = shortened(title, 40), stream
         self.last, self.last_at = -1, 0.0
         self.seen: set[str] = set()
 
@@ -56,6 +56,12 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def shortened(text: str, most: int) -> str:
+    """Long names lose their middle: ends are what tells shots apart."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[-half:]}"
+
+
 class Bars(AbstractContextManager["Bars"]):
     """rich's bars: the film, then one row for each task that runs."""
 
@@ -68,7 +74,7 @@ class Bars(AbstractContextManager["Bars"]):
             TextColumn("{task.fields[note]}"),
             console=Console(stderr=True), transient=True,
         )  # fmt: skip
-        self.film = self.bars.add_task(title[:28], total=None, note="starting")
+        self.film = self.bars.add_task(shortened(title, 28), total=None, note="starting")
         self.rows: dict[tuple[str, str], Any] = {}
 
     def __enter__(self) -> Bars:
@@ -88,5 +94,5 @@ class Bars(AbstractContextManager["Bars"]):
             self.bars.remove_task(self.rows.pop(gone))
         for key, r in now.items():
             if key not in self.rows:
-                self.rows[key] = self.bars.add_task(f"  {r['stage']} {r['label']}"[:28], total=1, note="")
+                self.rows[key] = self.bars.add_task(f"  {r['stage']} {shortened(r['label'], 17)}", total=1, note="")
             self.bars.update(self.rows[key], total=r["num_steps"], completed=r["step"], note=r["replica"])

@@ -14,7 +14,6 @@ from statistics import median
 import av
 from PIL import Image
 
-from farm.errors import InputError
 from farm.journal import Job, read_attempts, read_job
 from farm.store import Store
 from farm.task import STAGES, Attempt
@@ -48,14 +47,12 @@ def make_report(store: Store, job_id: str) -> str:
     """The page as HTML text.
 
     Raises:
-        InputError: there is no such job, or its film is not finished.
+        InputError: there is no such job.
     """
     job, attempts = read_job(store, job_id), read_attempts(store, job_id)
     folder = f"films/{job.id}"
     names = _names(store, folder)
     film = next((n for n in names if n.startswith("film.")), None)
-    if film is None:
-        raise InputError(f"job {job_id} has no finished film in {store.uri}; render it first")
     width, height = job.film.delivered_px
     seconds = job.film.num_delivered / job.film.output_fps
     facts = (
@@ -64,9 +61,9 @@ def make_report(store: Store, job_id: str) -> str:
     )
     parts = [
         f"<h1>{escape(job.film.title)}</h1><p class='soft'>{escape(facts)}</p>",
-        _player(store, folder, film),
+        _player(store, folder, film) if film else "<p>The film is not finished.</p>",
         "<h2>Shots</h2>", *_sheets(store, folder, job),
-        "<h2>Time and memory by stage</h2>", stage_table(attempts),
+        "<h2>Time and memory by stage</h2>", stage_table(attempts), *_reasons(attempts),
         "<h2>Attempts by pool and replica</h2>", *(gantt(s) for s in sessions(attempts)),
         f"<h2>Storyboard</h2><pre>{escape(job.storyboard)}</pre>",
         f"<h2>Versions</h2><pre>{escape(_versions())}</pre>",
@@ -140,6 +137,13 @@ def stage_table(attempts: Sequence[Attempt]) -> str:
         )  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     return f"<table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{''.join(rows)}</table>"
+
+
+def _reasons(attempts: Sequence[Attempt]) -> Iterable[str]:
+    """What went wrong, where something did."""
+    for a in attempts:
+        if a.outcome != "succeeded":
+            yield f"<p>{escape(f'{a.stage} of {a.label} on {a.replica} {a.outcome}: {a.reason}')}</p>"
 
 
 def sessions(attempts: Sequence[Attempt]) -> list[list[Attempt]]:

@@ -77,6 +77,11 @@ class Dispatcher:
         """Whether a task that has not finished takes this output."""
         return self.unfinished_users[key] > 0
 
+    def is_finished(self, key: str) -> bool:
+        """Whether a task has been done and persisted, and some job still remembers it."""
+        node = self.nodes.get(key)
+        return node is not None and node.state == "completed" and node.has_let_go
+
     def is_settled(self, keys: Iterable[str]) -> bool:
         """Whether none of these tasks can run any more."""
         nodes = self.nodes

@@ -21,7 +21,31 @@ MAX_NODES = 2_000_000
 MAX_DEPTH = 32
 
 Place = tuple[str | int, ...]
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Loader(Fast):
+    """Plain scalars as YAML 1.2's core schema reads them: no 1:30 as 90, no 021 as 17, no `on` as true, no dates."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
+Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^([-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.(nan|NaN))$"),
+    list("-+.0123456789"),
+)
+HINTS = {  # the parser's words: what the writer probably has to do
+    "mapping values are not allowed": "put text that holds ': ' in quotes",
+    "did not find expected key": "put text that starts with a quote, [ or { in quotes of the other kind",
+    "cannot start any token": "indent with blanks, not tabs, and put text that starts with @ % or ` in quotes",
+    "did not find expected '-' indicator": "indent all items of a list alike",
+    "found another document": "write one storyboard a file",
+    "could not find expected ':'": "write `key: value`, and indent what belongs to a key",
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +55,7 @@ class Document:
     data: Any
     lines: dict[Place, int]
     file: str
+    problems: tuple[Problem, ...] = ()  # keys without a value, keys that stand twice, tags
 
     def problem(self, place: Place, message: str) -> Problem:
         """A fault at `place`, or at the nearest place around it that stands in the file."""
@@ -48,7 +73,7 @@ def read_document(raw: bytes, *, file: str) -> Document:
     """Parse YAML.
 
     Raises:
-        InputError: not UTF-8 text, not YAML, too large, or with duplicate keys; all faults that were found.
+        InputError: not UTF-8 text, not YAML, or too large. Smaller faults are in the document's `problems`.
     """
     if len(raw) > MAX_BYTES:
         raise InputError(Problem(f"the file must have at most {MAX_BYTES >> 20} MiB, got {len(raw) >> 20}", file=file))
@@ -61,21 +86,29 @@ def read_document(raw: bytes, *, file: str) -> Document:
     except (yaml.YAMLError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
         reason = getattr(e, "problem", None) or str(e).split("\n")[0] or "nested too deeply"
-        raise InputError(Problem(f"not valid YAML: {reason}", "", file, mark.line + 1 if mark else None)) from None
+        hint = next((f"; {words}" for part, words in HINTS.items() if part in reason), "")
+        raise InputError(
+            Problem(f"not valid YAML: {reason}{hint}", "", file, mark.line + 1 if mark else None)
+        ) from None
     if root is None:
         raise InputError(Problem("the file is empty", file=file))
     builder = _Builder(file)
     data = builder.build(root, ())
-    if builder.problems:
-        raise InputError(*builder.problems)
-    return Document(data, builder.lines, file)
+    return Document(data, builder.lines, file, tuple(builder.problems))
+
+
+SCALARS: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": lambda text: float(re.sub(r"\.(?=inf|nan)", "", text.lower())),
+    "bool": lambda text: text.lower() == "true",
+}
 
 
 class _Builder:
     def __init__(self, file: str) -> None:
         self.file, self.lines, self.num_nodes = file, dict[Place, int](), 0
         self.problems: list[Problem] = []
-        self.scalars = Loader("")
 
     def build(self, node: Any, place: Place) -> Any:
         line = node.start_mark.line + 1
@@ -88,14 +121,14 @@ class _Builder:
             return self._mapping(node, place)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*place, i)) for i, item in enumerate(node.value)]
-        if not node.tag.startswith("tag:yaml.org,2002:"):
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if kind == "null":
+            self._fault(node, place, f"{dotted(place)} has no value: write one, or leave the key out")
+        elif kind not in SCALARS:
             self._fault(node, place, f"YAML tags are not used here, got {node.tag}")
-            return None
-        try:
-            return self.scalars.construct_object(node)
-        except (yaml.YAMLError, ValueError, OverflowError) as e:
-            self._fault(node, place, f"{dotted(place)} cannot be read: {str(e).splitlines()[0]}")
-            return None
+        else:
+            return SCALARS[kind](node.value)
+        return None
 
     def _mapping(self, node: Any, place: Place) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -115,12 +148,19 @@ class _Builder:
 
 
 WANTED = {
-    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
-    "string_type": "text (put it in quotes)", "bool_type": "true or false", "list_type": "a list",
-    "tuple_type": "a list", "dict_type": "a mapping of keys to values", "model_type": "a mapping of keys to values",
-    "model_attributes_type": "a mapping of keys to values", "finite_number": "a finite number",
-    "int_parsing_size": "a whole number below 2**63",
+    "int_type": "be a whole number", "int_from_float": "be a whole number", "float_type": "be a number",
+    "string_type": "be text", "bool_type": "be true or false", "list_type": "be a list",
+    "dict_type": "be a mapping of keys to values", "model_type": "be a mapping of keys to values",
+    "model_attributes_type": "be a mapping of keys to values", "finite_number": "be a finite number",
+    "int_parsing_size": "be a whole number below 2**63",
 }  # fmt: skip
+PATTERNS = {  # what a pattern of the schemas means, for people
+    r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$": "be WIDTHxHEIGHT, such as 832x480",
+    r"^[a-z0-9][a-z0-9_-]*$": "be made of lower-case letters, digits, - and _, a letter or digit first",
+    r"^[^\x00-\x1f]*$": "be without control characters",
+    r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$": "be without control characters",
+    r"^[a-z]+$": "be one lower-case word",
+}
 
 
 def check(model: type[BaseModel], data: Any, document: Document, place: Place) -> tuple[Any, list[Problem]]:
@@ -131,11 +171,12 @@ def check(model: type[BaseModel], data: Any, document: Document, place: Place) -
         found: dict[str, Problem] = {}
         for e in error.errors(include_url=False):
             problem = _translate(e, model, data, document, place)
-            found.setdefault(problem.key + problem.message.partition(" must")[0], problem)
+            if problem is not None:
+                found.setdefault(problem.key + problem.message.partition(" must")[0], problem)
         return None, list(found.values())
 
 
-def _translate(e: Any, model: type[BaseModel], data: Any, document: Document, place: Place) -> Problem:
+def _translate(e: Any, model: type[BaseModel], data: Any, document: Document, place: Place) -> Problem | None:
     inner: list[str | int] = []
     value = data
     for part in e["loc"]:  # a union adds names to the path that are not in the file
@@ -153,21 +194,27 @@ def _translate(e: Any, model: type[BaseModel], data: Any, document: Document, pl
         return document.problem(where, f"{inner[-1]!r} is not a key of {around}{near}")
     if kind == "missing":
         return document.problem(where, f"{name} is required")
+    if value is None:
+        return None  # the document has told that there is no value
     wanted = WANTED.get(kind) or {
-        "greater_than": f"greater than {context.get('gt')}",
-        "greater_than_equal": f"at least {context.get('ge')}",
-        "less_than": f"less than {context.get('lt')}",
-        "less_than_equal": f"at most {context.get('le')}",
-        "literal_error": f"one of {context.get('expected')}",
-        "string_pattern_mismatch": f"like {context.get('pattern')}",
-        "string_too_short": "not empty",
-        "too_short": "not empty",
-        "string_too_long": f"at most {context.get('max_length')} characters long",
-        "too_long": f"at most {context.get('max_length')} items long",
-        "value_error": str(context.get("error", "")),
+        "greater_than": f"be greater than {context.get('gt')}",
+        "greater_than_equal": f"be at least {context.get('ge')}",
+        "less_than": f"be less than {context.get('lt')}",
+        "less_than_equal": f"be at most {context.get('le')}",
+        "literal_error": f"be one of {context.get('expected')}",
+        "string_pattern_mismatch": PATTERNS.get(str(context.get("pattern")), f"be like {context.get('pattern')}"),
+        "string_too_short": "not be empty",
+        "too_short": "not be empty",
+        "string_too_long": f"be at most {context.get('max_length')} characters long",
+        "too_long": f"be at most {context.get('max_length')} items long",
     }.get(kind, e["msg"])
-    near = suggest(value, re.findall(r"'([^']*)'", str(context.get("expected", "")))) if kind == "literal_error" else ""
-    return document.problem(where, f"{name or 'the file'} must be {wanted}, got {_short(value)}{near}")
+    near = ""
+    if kind == "literal_error":
+        close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", str(context.get("expected", ""))), n=1)
+        near = f"; did you mean {close[0]}?" if close else ""
+    if kind == "string_type" and isinstance(value, int | float):
+        near = "; put it in quotes"
+    return document.problem(where, f"{name or 'the file'} must {wanted}, got {_short(value)}{near}")
 
 
 def _keys_beside(model: Any, inner: list[str | int]) -> Iterable[str]:

@@ -229,6 +229,7 @@ class _Resolver:
                     f"size must have a {side} that is a multiple of {card.multiple_px} for {card.name} and at most "
                     f"{MAX_SIDE_PX}, got {px}; nearest {_are(near)}",
                 )
+                continue
             delivered = Fraction(str(scale)) * px
             if delivered.denominator != 1 or delivered % 2 or not 2 <= delivered <= MAX_DELIVERED_PX:
                 self.fault(

@@ -80,7 +80,7 @@ class _Planner:
         film, card = self.film, self.checkpoint.card
         guided = shot.guidance > 1  # as in stock diffusers, the high-noise expert's guidance decides
         prompts = [shot.prompt, shot.negative_prompt] if guided else [shot.prompt]
-        texts = tuple(self._encode(p) for p in prompts)
+        texts = tuple(self._encode(p, label) for p, label in zip(prompts, (shot.id, "negative prompt"), strict=False))
         (chunk,) = shot.chunks
         latents = (
             1, card.latent_channels, card.rule.num_latents(chunk.generated),
@@ -112,10 +112,10 @@ class _Planner:
             keys.append(self.add(zipped))
         return ShotPlan(shot.id, tuple(keys), decode, clip.key, keys[-1] if stills else None)
 
-    def _encode(self, prompt: str) -> str:
+    def _encode(self, prompt: str, label: str) -> str:
         if prompt not in self.texts:
             request = EncodeText(prompt=prompt, max_tokens=self.checkpoint.card.max_tokens)
-            self.texts[prompt] = self._model_task(request, "encode", inputs=(), label=prompt[:40], cost=1000)
+            self.texts[prompt] = self._model_task(request, "encode", inputs=(), label=label, cost=1000)
         return self.texts[prompt]
 
     def _model_task(self, request: Any, stage: Any, *, inputs: tuple[str, ...], label: str, cost: float) -> str:

@@ -90,6 +90,7 @@ def load_pools(path: Path) -> dict[str, Pool]:
         raise InputError(Problem(f"the pools file cannot be read: {e.strerror}", file=str(path))) from None
     document = read_document(raw, file=str(path))
     top, problems = check(_Top, document.data, document, ())
+    problems = [*document.problems, *problems]
     pools: dict[str, Pool] = {}
     for name, value in top.pools.items() if top else ():
         place = ("pools", name)
@@ -229,7 +230,8 @@ def _has(node: NodeFacts) -> str:
     labels = "".join(f", {k}={v}" for k, v in node.labels.items() if not k.startswith("ray.io/"))
     accelerator = f" {node.accelerator}" if node.accelerator else ""
     memory = node.memory_bytes / 2**30
-    return f"node {node.node[:8]}: {node.cpus:g} CPU, {node.gpus:g} GPU{accelerator}, {memory:.1f} GiB{labels}"
+    name = node.node if len(node.node) <= 16 else node.node[:8]
+    return f"node {name}: {node.cpus:g} CPU, {node.gpus:g} GPU{accelerator}, {memory:.1f} GiB{labels}"
 
 
 def pools_as_json(pools: Mapping[str, Pool]) -> dict[str, Any]:

@@ -81,9 +81,10 @@ class Store:
             return
         except (ValueError, OSError) as e:
             raise InputError(f"store {self.uri} cannot be read: layout.json: {e}") from None
-        if layout.get("version", 0) > LAYOUT_VERSION:
+        version = layout.get("version") if isinstance(layout, dict) else None
+        if not isinstance(version, int) or version > LAYOUT_VERSION:
             raise InputError(
-                f"store {self.uri} has layout version {layout['version']}, this farm knows up to {LAYOUT_VERSION}; "
+                f"store {self.uri} has layout version {version}, this farm knows up to {LAYOUT_VERSION}; "
                 "update the farm or name another store"
             )
 
@@ -179,14 +180,20 @@ class Store:
     # -- views: files that may be written again (the film under its job, the report)
 
     def publish(self, path: str, data: bytes | Path) -> str:
-        """Put a file under a name that people look for, replacing what was there at once. Returns its full path."""
+        """Put a copy under a name that people look for, replacing what was there at once. Returns its full path."""
         full = self.full(path)
         if self.is_local:
             target = Path(full)
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f".{uuid.uuid4().hex}.part")
-            _write_part(part, data)
-            part.replace(target)
+            try:
+                if isinstance(data, Path):
+                    shutil.copyfile(data, part)  # not a link: people edit what they find, and artifacts must not change
+                else:
+                    part.write_bytes(data)
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
         elif isinstance(data, Path):
             self.fs.put_file(str(data), full)
         else:

@@ -140,6 +140,7 @@ def parse_storyboard(raw: bytes, *, file: str) -> Draft:
     """Validate a storyboard against the schema, each shot by itself, and gather all faults."""
     document = read_document(raw, file=file)
     top, problems = check(TopLevel, document.data, document, ())
+    problems = [*document.problems, *problems]
     raw_shots = document.data.get("shots") if isinstance(document.data, dict) else None
     shots = []
     for i, item in enumerate(raw_shots if isinstance(raw_shots, list) else []):

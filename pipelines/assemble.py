@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -18,6 +19,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from farm.plan import CLIP_EXTENSION
 from farm.task import JoinClips, WriteClip, WriteStills
 
 from .ffmpeg_commands import join_clips_command, metadata_text, write_clip_command
@@ -28,40 +30,48 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the only time that a ZIP can hold and that is n
 
 
 class Stage:
-    """Needs no model. Outputs larger than memory may hold are temporary files, which the caller moves away."""
+    """Needs no model. An output is a file in a temporary folder of its own; whoever takes it removes both."""
 
     def __init__(self, model: str = "") -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="longtake-assemble-"))
+        pass
+
+    def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result:
+        folder = Path(tempfile.mkdtemp(prefix="longtake-"))
+        try:
+            return Result(self._write(request, inputs, progress, folder))
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
 
     @singledispatchmethod
-    def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result:
+    def _write(self, request: Any, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
         raise TypeError(f"assemble takes WriteClip, WriteStills or JoinClips, got {type(request).__name__}")
 
-    @run.register
-    def _(self, request: WriteClip, inputs: Sequence[Artifact], progress: Progress) -> Result:
+    @_write.register
+    def _(self, request: WriteClip, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
         frames = read_lossless(as_bytes(inputs[0]))
         first = next(frames)
-        target = self._new_file({"vp9": "webm", "prores": "mov"}.get(request.codec, "mp4"))
+        target = folder / f"clip.{CLIP_EXTENSION[request.codec]}"
         command = write_clip_command(request, width_px=first.shape[1], height_px=first.shape[0], target=str(target))
         retimed = retime(_chain(first, frames), request)
         run_ffmpeg(command, feed=_counted(retimed, request.num_frames, progress))
-        return Result(target)
+        return target
 
-    @run.register
-    def _(self, request: WriteStills, inputs: Sequence[Artifact], progress: Progress) -> Result:
-        target = self._new_file("zip")
+    @_write.register
+    def _(self, request: WriteStills, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
+        target = folder / "stills.zip"
         frames = retime(read_lossless(as_bytes(inputs[0])), request)
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for i, frame in enumerate(frames):
                 progress.advance(i, request.num_frames)
                 archive.writestr(zipfile.ZipInfo(f"{i:06d}.png", EPOCH), png_of(frame, request))
-        return Result(target)
+        return target
 
-    @run.register
-    def _(self, request: JoinClips, inputs: Sequence[Artifact], progress: Progress) -> Result:
-        target = self._new_file(request.container)
+    @_write.register
+    def _(self, request: JoinClips, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
+        target = folder / f"film.{request.container}"
         with ExitStack() as stack:
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder)))
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             lines = []
             for i, clip in enumerate(inputs):  # links with names of ours: nothing to escape in the list
                 (work / f"{i:06d}").symlink_to(stack.enter_context(as_path(clip, suffix="")).resolve())
@@ -73,11 +83,7 @@ class Stage:
             )
             run_ffmpeg(command, feed=())
         progress.advance(1, 1)
-        return Result(target)
-
-    def _new_file(self, suffix: str) -> Path:
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=f".{suffix}", delete=False) as f:
-            return Path(f.name)
+        return target
 
 
 def retime(frames: Iterable[Frame], request: WriteClip | WriteStills) -> Iterator[Frame]:

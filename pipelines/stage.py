@@ -44,7 +44,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """A stage's output: the artifact, and what the ledger should know of it."""
+    """A stage's output. A file lies alone in its folder, which the taker removes; `info` is for the ledger."""
 
     artifact: Artifact
     info: dict[str, Any] = field(default_factory=dict)

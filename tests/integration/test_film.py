@@ -80,6 +80,9 @@ def test_a_film_is_exactly_what_was_asked_for(tiny_wan: Path, tmp_path: Path) ->
     assert np.array_equal(exact[0], exact[2])  # three delivered frames for each of the model's
     assert not np.array_equal(exact[2], exact[3])
 
+    assert not list(store.rglob("*.part"))
+    published = store / "films" / film["job"] / "film.mp4"
+    assert published.stat().st_nlink == 1  # people edit what they find; the artifact must not change with it
     report = (store / "films" / film["job"] / "report.html").read_text()
     assert all(words in report for words in ("Two shots", "<video", "<svg", "a red ball", "denoise", "data:image/jpeg"))
     assert "src='http" not in report
@@ -185,6 +188,8 @@ def test_a_stage_that_fails_ends_the_render_and_keeps_what_exists(tmp_path: Path
     assert failed.answer["status"] == "failed"
     assert failed.answer["tasks"]["run"] == 5  # three texts, two latents
     assert any("decode of one: 3 attempts failed" in e["message"] for e in failed.answer["errors"])
+    (report,) = (tmp_path / "store").glob("films/*/report.html")
+    assert "decode of one on media-" in report.read_text()
     again = farm("plan", board, "--store", tmp_path / "store", "--json")
     assert again.answer["tasks"]["reused"] == 5
 
