@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import ray
 
 from farm.dispatch import Dispatcher
 from farm.errors import StoreError
-from farm.failure import GiveUp, after_failure
+from farm.failure import Retry, after_failure
 from farm.journal import Job, publish_film, read_job, write_attempt
 from farm.plan import Plan, make_plan, tasks_to_run
 from farm.pools import numerics, pools_from_json
@@ -24,23 +25,24 @@ from farm.store import Store
 from farm.task import Attempt, Task
 
 from .pool import Replicas, Slot, is_node_alive
+from .rendering import Rendering
 from .replica import Ran
-from .run import Run
 
 TICK_S = 1.0
-MAX_ENDED_RUNS = 100  # that can still be asked for
+MAX_ENDED = 100  # renderings that can still be asked for
+NODE_LOSS_POLLS = 6  # half seconds
 NAMESPACE = "longtake"
 
 
 class Controller:
-    """See the module. Methods are called by the doors."""
+    """See the module. Methods are called by the doors; a rendering is named by its job, container and stills."""
 
     def __init__(self, store_uri: str, pools: dict[str, Any], package: str = "pipelines") -> None:
         self.store = Store(store_uri)
         self.pools = pools_from_json(pools)
         self.replicas = Replicas(self.pools, store_uri=store_uri, package=package)
         self.dispatcher = Dispatcher()
-        self.runs: dict[str, Run] = {}
+        self.renderings: dict[str, Rendering] = {}
         self.values: dict[str, Any] = {}  # key to a reference to the artifact's bytes, while somebody needs it
         self.attempts: dict[str, list[Attempt]] = {}
         self.queued_at: dict[str, float] = {}
@@ -55,63 +57,50 @@ class Controller:
             self._spawn(self._tick_forever())
         return list(self.pools)
 
-    async def submit(self, job_id: str, *, container: str, stills: bool) -> int:
-        """Take on a job that lies in the store; a job that is being rendered is followed. Returns what must run."""
+    async def submit(self, job_id: str, *, container: str, stills: bool) -> str:
+        """Take on a job that lies in the store; one that is being rendered already is followed. Returns its name."""
+        name = f"{job_id}.{container}{'.stills' if stills else ''}"
         planned = None
-        if not self._is_active(job_id):
+        if not self._is_active(name):
             planned = await asyncio.to_thread(self._plan, job_id, container, stills)
-        if planned is None or self._is_active(job_id):  # another door may have been faster
-            return len(self.runs[job_id].to_run)
-        job, plan, missing = planned
-        missing = {key for key in missing if not self.dispatcher.is_finished(key)}  # done while we looked
-        is_alone = all(run.is_over for run in self.runs.values())
-        run = self.runs[job_id] = Run(job, plan, missing)
-        self.dispatcher.add_job(job_id, plan.tasks, missing)
-        for key in missing:
-            if not missing.intersection(plan.tasks[key].inputs):
-                self.queued_at.setdefault(key, time.time())
-        for old in [r for r in self.runs.values() if r.is_over][:-MAX_ENDED_RUNS]:
-            del self.runs[old.job.id]
-        if not missing:
-            await self._finish(run, "completed")
-        if is_alone:  # another film's replicas hold that film's model
-            models = sorted({(plan.tasks[k].stage, plan.tasks[k].model) for k in missing if plan.tasks[k].model})
-            for slot in self.replicas.slots.values():
-                slot.handle.warm.remote([pair for pair in models if pair[0] in self.replicas.stages[slot.pool]])
-        self._dispatch()
-        return len(missing)
+        if planned is not None and not self._is_active(name):  # else another door was faster
+            await self._begin(name, *planned)
+        self.renderings[name].followers += 1
+        return name
 
-    def _is_active(self, job_id: str) -> bool:
-        return job_id in self.runs and not self.runs[job_id].is_over
-
-    async def view(self, job_id: str, *, wait_s: float = 0.0) -> dict[str, Any]:
-        """Where a job stands: counts, what runs now, and why it ended. Waits up to `wait_s` for news of it."""
-        run = self.runs[job_id]
-        if wait_s and not run.is_over:
+    async def view(self, name: str, *, wait_s: float = 0.0) -> dict[str, Any]:
+        """Where a rendering stands: counts, what runs now, why it ended. Waits up to `wait_s` for news of it."""
+        rendering = self.renderings[name]
+        if wait_s and not rendering.is_over:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(run.news.wait(), wait_s)
-        run.news.clear()
-        return run.view(self.replicas.slots.values())
+                await asyncio.wait_for(rendering.news.wait(), wait_s)
+        rendering.news.clear()
+        return rendering.view(self.replicas.slots.values())
 
-    async def cancel(self, job_id: str) -> None:
-        """Stop a job: what runs for it alone ends between two steps; what exists stays."""
-        run = self.runs.get(job_id)
-        if run is None or run.is_over:
-            return
-        orphans = set(self.dispatcher.drop_job(job_id))
+    async def cancel(self, name: str) -> bool:
+        """One door leaves. With the last one what runs for it alone ends between two steps; what exists stays.
+
+        Returns whether the rendering was canceled: not where others follow it or it is over.
+        """
+        rendering = self.renderings[name]
+        rendering.followers -= 1
+        if rendering.is_over or rendering.followers > 0:
+            return False
+        orphans = set(self.dispatcher.drop_job(name))
         for slot in self.replicas.slots.values():
             if slot.busy in orphans:
                 slot.handle.cancel.remote(slot.busy)
-        run.end("canceled")
+        rendering.end("canceled")
+        return True
+
+    async def is_quiet(self, name: str) -> bool:
+        """Whether no attempt of a rendering is running or still to be written down."""
+        return not self.renderings[name].in_flight
 
     async def list_replicas(self) -> list[dict[str, Any]]:
         """The replicas that exist, with the node and the process of each; no node where one is still starting."""
         slots = self.replicas.slots.values()
         return [{"name": s.name, "pool": s.pool, "node": s.node, "pid": s.pid, "busy": bool(s.busy)} for s in slots]
-
-    async def is_idle(self) -> bool:
-        is_over = all(run.is_over for run in self.runs.values())
-        return is_over and not any(slot.busy for slot in self.replicas.slots.values())
 
     async def close(self) -> None:
         """Stop all replicas; the controller itself is ended by whoever started it."""
@@ -119,18 +108,66 @@ class Controller:
         for slot in list(self.replicas.slots.values()):
             self.replicas.drop(slot)
 
-    # -- planning
+    # -- films
+
+    def _is_active(self, name: str) -> bool:
+        return name in self.renderings and not self.renderings[name].is_over
 
     def _plan(self, job_id: str, container: str, stills: bool) -> tuple[Job, Plan, set[str]]:
         job = read_job(self.store, job_id)
         plan = make_plan(job.film, job.checkpoint, numerics(self.pools), container=container, stills=stills)
         return job, plan, tasks_to_run(plan.tasks, plan.targets, self.store.has)
 
+    async def _begin(self, name: str, job: Job, plan: Plan, missing: set[str]) -> None:
+        missing = {key for key in missing if not self.dispatcher.is_finished(key)}  # done while we looked
+        is_alone = all(r.is_over for r in self.renderings.values())
+        for old in [n for n, r in self.renderings.items() if r.is_over][:-MAX_ENDED]:
+            del self.renderings[old]
+        rendering = self.renderings[name] = Rendering(job, plan, missing)
+        self.dispatcher.add_job(name, plan.tasks, missing)
+        for key in missing:
+            if not self.dispatcher.nodes[key].missing:
+                self.queued_at.setdefault(key, time.time())
+        if not missing:
+            await self._finish(name, rendering, "completed")
+        if is_alone:  # another film's replicas hold that film's model
+            wanted = {(t.stage, t.model, t.components) for t in map(plan.tasks.__getitem__, missing) if t.model}
+            for slot in self.replicas.slots.values():
+                slot.handle.warm.remote([w for w in sorted(wanted) if w[0] in self.replicas.stages[slot.pool]])
+        self._dispatch()
+
+    async def _finish(self, name: str, rendering: Rendering, status: str) -> None:
+        if rendering.is_over:
+            return
+        if status == "completed":
+            try:
+                rendering.film = await asyncio.to_thread(publish_film, self.store, rendering.job, rendering.plan)
+            except (OSError, StoreError) as e:
+                rendering.errors.append(f"the film could not be published: {e}")
+                status = "failed"
+        rendering.end(status)
+        self.dispatcher.drop_job(name)
+        for key in rendering.to_run:
+            if key not in self.dispatcher.nodes:
+                self.queued_at.pop(key, None)
+            if not self.dispatcher.is_needed(key):
+                self.values.pop(key, None)
+
+    async def _settle(self, names: Iterable[str]) -> None:
+        """End the renderings of which nothing is left to run."""
+        for name in names:
+            rendering = self.renderings[name]
+            if rendering.num_run >= len(rendering.to_run):
+                await self._finish(name, rendering, "completed")
+            elif rendering.errors and self.dispatcher.is_settled(rendering.to_run):
+                await self._finish(name, rendering, "failed")
+
     # -- replicas
 
     def _scale(self) -> None:
-        for name, stages in self.replicas.stages.items():
-            for slot in self.replicas.scale(name, waiting=self.dispatcher.num_ready(stages)):
+        for pool, stages in self.replicas.stages.items():
+            waiting = sum(self.dispatcher.num_ready[stage] for stage in stages)
+            for slot in self.replicas.scale(pool, waiting=waiting):
                 self._spawn(self._welcome(slot))
 
     async def _welcome(self, slot: Slot) -> None:
@@ -139,9 +176,10 @@ class Controller:
         if not reason:
             self._dispatch()
         elif not any(other.node for other in self.replicas.of(slot.pool)):
-            for run in [r for r in self.runs.values() if not r.is_over]:
-                run.errors.append(reason)
-                await self._finish(run, "failed")
+            for name, rendering in list(self.renderings.items()):
+                if not rendering.is_over:
+                    rendering.errors.append(reason)
+                    await self._finish(name, rendering, "failed")
 
     # -- tasks
 
@@ -151,46 +189,69 @@ class Controller:
         for slot in list(self.replicas.slots.values()):
             if not slot.node or slot.busy is not None:
                 continue
-            others = len(self.replicas.of(slot.pool)) > 1
-            task = self.dispatcher.take(self.replicas.stages[slot.pool], replica=slot.name, others=others)
+            peers = [other.name for other in self.replicas.of(slot.pool) if other.node]
+            task = self.dispatcher.take(self.replicas.stages[slot.pool], replica=slot.name, peers=peers)
             if task is not None:
-                slot.busy, jobs = task.key, list(self.dispatcher.nodes[task.key].jobs)
-                for job in jobs:
-                    self.runs[job].working_since = self.runs[job].working_since or time.time()
-                self._spawn(self._attempt(slot, task, jobs))
+                slot.busy = task.key
+                self._spawn(self._attempt(slot, task, self._wanted_by(task.key)))
         self._scale()
 
-    async def _attempt(self, slot: Slot, task: Task, jobs: list[str]) -> None:
+    def _wanted_by(self, key: str) -> list[Rendering]:
+        return [self.renderings[name] for name in self.dispatcher.nodes[key].jobs]
+
+    async def _attempt(self, slot: Slot, task: Task, wanted_by: list[Rendering]) -> None:
         """One try at a task, from hand-out to the persisted artifact and its row in the ledger."""
-        asked_at = time.time()
-        size = 0
-        sources = [self.runs[jobs[0]].plan.tasks[key] for key in task.inputs]
+        for rendering in wanted_by:
+            rendering.in_flight += 1
+            rendering.working_since = rendering.working_since or time.time()
         try:
-            inputs = [(source, self.values.get(source.key)) for source in sources]
-            ran: Ran = await slot.handle.run.remote(task, inputs)
-            slot.free()
-            if ran.outcome == "succeeded":
-                if ran.value is not None:  # the next stage need not wait for the store
-                    self.values[task.key] = ran.value
-                    self._release(self.dispatcher.computed(task.key))
-                self._dispatch()
-                size = await slot.handle.persist.remote(task.key)
-        except ray.exceptions.RayActorError as e:
-            ran = self._lost(slot, e, asked_at)
-        except ray.exceptions.RayTaskError as e:  # the store refused
-            ran = Ran("failed", asked_at, time.time(), reason=str(e.cause or e)[:2000])
-        attempt = self._record(slot, task, jobs[0], ran, size)
-        self._spawn(self._write(attempt, jobs))
-        await self._conclude(task, attempt)
+            ran, size = await self._run(slot, task, [wanted_by[0].plan.tasks[key] for key in task.inputs])
+            attempt = self._record(slot, task, wanted_by[0].job.id, ran, size)
+            told = {r.job.id for r in [*wanted_by, *self._wanted_by(task.key)]}
+            with contextlib.suppress(OSError, StoreError):  # a lost row must not fail a film
+                for job in told:
+                    await asyncio.to_thread(write_attempt, self.store, replace(attempt, job=job))
+            await self._conclude(task, attempt)
+        finally:
+            for rendering in wanted_by:
+                rendering.in_flight -= 1
+                rendering.news.set()
         self._dispatch()
 
-    def _lost(self, slot: Slot, error: Exception, asked_at: float) -> Ran:
-        self.replicas.drop(slot)
-        died = slot.node and is_node_alive(slot.node)
+    async def _run(self, slot: Slot, task: Task, sources: list[Task]) -> tuple[Ran, int]:
+        """Let a replica compute and persist; how it went and the artifact's size in bytes."""
+        asked_at = time.time()
+        try:
+            try:
+                inputs = [(source, self.values.get(source.key)) for source in sources]
+                ran: Ran = await slot.handle.run.remote(task, inputs)
+            finally:
+                slot.free()
+            if ran.outcome != "succeeded":
+                lost = ran.info.get("input_missing") and any(self.dispatcher.is_pending(s.key) for s in sources)
+                return (replace(ran, outcome="interrupted") if lost else ran), 0
+            if ran.value is not None:  # the next stage need not wait for the store
+                self.values[task.key] = ran.value
+                self._note_queued(self.dispatcher.computed(task.key))
+            self._dispatch()
+            return ran, await slot.handle.persist.remote(task.key)
+        except ray.exceptions.ActorUnavailableError as e:
+            self.replicas.drop(slot)
+            return Ran("interrupted", asked_at, time.time(), reason=f"the replica cannot be reached: {e}"), 0
+        except ray.exceptions.RayActorError as e:
+            self.replicas.drop(slot)
+            return await self._judge(slot, e, asked_at), 0
+        except ray.exceptions.RayTaskError as e:  # the store refused
+            return Ran("failed", asked_at, time.time(), reason=str(e.cause or e)[:2000]), 0
+
+    async def _judge(self, slot: Slot, error: Exception, asked_at: float) -> Ran:
+        """A process that died counts as a failure; one that went with its node does not."""
         words = str(error).strip().splitlines()[0]
-        if died and not self.closing:
-            return Ran("failed", asked_at, time.time(), reason=f"the replica's process died: {words}")
-        return Ran("interrupted", asked_at, time.time(), reason=f"the replica's node was lost: {words}")
+        for _ in range(NODE_LOSS_POLLS):  # a connection breaks some time before the cluster calls the node dead
+            if self.closing or not is_node_alive(slot.node):
+                return Ran("interrupted", asked_at, time.time(), reason=f"the replica's node was lost: {words}")
+            await asyncio.sleep(0.5)
+        return Ran("failed", asked_at, time.time(), reason=f"the replica's process died: {words}")
 
     def _record(self, slot: Slot, task: Task, job: str, ran: Ran, size: int) -> Attempt:
         tries = self.attempts.setdefault(task.key, [])
@@ -204,63 +265,41 @@ class Controller:
         tries.append(attempt)
         return attempt
 
-    async def _write(self, attempt: Attempt, jobs: list[str]) -> None:
-        with contextlib.suppress(OSError, StoreError):  # a lost row must not fail a film
-            for job in jobs:
-                await asyncio.to_thread(write_attempt, self.store, replace(attempt, job=job))
-
     async def _conclude(self, task: Task, attempt: Attempt) -> None:
-        """Tell the dispatcher and the jobs how an attempt ended."""
-        node = self.dispatcher.nodes[task.key]
-        runs = [self.runs[job] for job in node.jobs]
+        """Tell the dispatcher and the renderings how an attempt ended."""
+        names = list(self.dispatcher.nodes[task.key].jobs)
         if attempt.outcome == "succeeded":
-            self._release(self.dispatcher.computed(task.key))
+            self._note_queued(self.dispatcher.computed(task.key))
             for key in self.dispatcher.finished(task.key):
                 self.values.pop(key, None)
-            for run in runs:
-                run.count(task, attempt)
-        elif attempt.outcome == "canceled" and runs:  # canceled for a job that has come back since
+            for name in names:
+                self.renderings[name].count(task, attempt)
+        elif attempt.outcome == "canceled" and names:  # canceled for a film that has come back since
             self.dispatcher.requeue(task.key)
-        elif runs:
-            self._decide(task, runs)
-        if not runs:
-            self.dispatcher.forget(task.key)
-        if attempt.outcome == "succeeded" or not runs:
+        elif names:
+            self._decide(task, [self.renderings[name] for name in names])
+        if attempt.outcome == "succeeded" or not names:
             self.attempts.pop(task.key, None)
-        for run in runs:
-            if run.run >= len(run.to_run):
-                await self._finish(run, "completed")
-            elif run.errors and self.dispatcher.is_settled(run.to_run):
-                await self._finish(run, "failed")
+            self.dispatcher.forget(task.key)
+        await self._settle(names)
 
-    def _release(self, freed: list[str]) -> None:
-        self.queued_at.update(dict.fromkeys(freed, time.time()))
-
-    def _decide(self, task: Task, runs: list[Run]) -> None:
+    def _decide(self, task: Task, wanted_by: list[Rendering]) -> None:
         """After a failure: try again, or give up what needs the task; other shots go on."""
+        self.values.pop(task.key, None)
         decision = after_failure(self.attempts[task.key])
-        if isinstance(decision, GiveUp):
-            self.dispatcher.fail(task.key)
-            self.attempts.pop(task.key)
-            for run in runs:
-                run.errors.append(f"{task.stage} of {task.label}: {decision.reason}")
+        if isinstance(decision, Retry):
+            self.queued_at[task.key] = time.time()
+            if self.dispatcher.requeue(task.key, avoid=decision.avoid):
+                for rendering in wanted_by:
+                    rendering.num_retried += 1
             return
-        self.queued_at[task.key] = time.time()
-        self.dispatcher.requeue(task.key, avoid=decision.avoid)
-        for run in runs:
-            run.retried += 1
+        self.dispatcher.fail(task.key)
+        self.attempts.pop(task.key)
+        for rendering in wanted_by:
+            rendering.errors.append(f"{task.stage} of {task.label}: {decision.reason}")
 
-    async def _finish(self, run: Run, status: str) -> None:
-        if run.is_over:
-            return
-        if status == "completed":
-            run.film = await asyncio.to_thread(publish_film, self.store, run.job, run.plan)
-        run.end(status)
-        self.dispatcher.drop_job(run.job.id)
-        for key in run.to_run:
-            self.queued_at.pop(key, None)
-            if not self.dispatcher.is_needed(key):
-                self.values.pop(key, None)
+    def _note_queued(self, freed: list[str]) -> None:
+        self.queued_at.update(dict.fromkeys(freed, time.time()))
 
     # -- the clock
 
@@ -269,20 +308,19 @@ class Controller:
             await asyncio.sleep(TICK_S)
             busy = [slot for slot in self.replicas.slots.values() if slot.busy]
             await asyncio.gather(*(self._look_at(s) for s in busy))
-            for run in self.runs.values():
-                run.news.set()
+            for rendering in self.renderings.values():
+                rendering.news.set()
             self._scale()
 
     async def _look_at(self, slot: Slot) -> None:
-        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+        with contextlib.suppress(ray.exceptions.RayError, TimeoutError, OSError):
             status = await asyncio.wait_for(slot.handle.status.remote(), 5.0)
             slot.status = status
             node = self.dispatcher.nodes.get(status.task or "")
-            for job in node.jobs if node else ():
-                if status.preview and node:
-                    path = f"jobs/{job}/preview-{node.task.label}.png"
-                    kept = await asyncio.to_thread(self.store.publish, path, status.preview)
-                    self.runs[job].previews[node.task.label] = kept
+            for rendering in self._wanted_by(node.task.key) if node and status.preview else ():
+                label = node.task.label if node else ""
+                path = f"jobs/{rendering.job.id}/preview-{label}.png"
+                rendering.previews[label] = await asyncio.to_thread(self.store.publish, path, status.preview)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -292,10 +330,10 @@ class Controller:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self.background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            for run in self.runs.values():
-                if not run.is_over:
-                    run.end("failed")
-                    run.errors.append(f"the controller failed: {type(error).__name__}: {error}")
+            for rendering in self.renderings.values():
+                if not rendering.is_over:
+                    rendering.end("failed")
+                    rendering.errors.append(f"the controller failed: {type(error).__name__}: {error}")
 
 
 def start_controller(name: str, store_uri: str, pools: dict[str, Any], *, package: str = "pipelines") -> Any:

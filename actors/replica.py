@@ -7,7 +7,6 @@ that the next stage does not wait for the store.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
@@ -29,6 +28,7 @@ from farm.task import Outcome, Task
 
 log = logging.getLogger(__name__)
 FETCH_TIMEOUT_S = 120.0  # for an input in the object store, before it is read from the store instead
+Loaded = tuple[str, tuple[tuple[str, str], ...]]  # folder and (component, fingerprint): a folder's weights may change
 MODEL_STAGES = {"encode", "denoise", "decode"}
 
 # Must stand before torch is imported: waiting threads of libgomp spin otherwise (58 times slower on a busy machine).
@@ -81,7 +81,7 @@ class Replica:
         if not spec.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset for actors without GPUs: they would see all
         self.spec, self.store = spec, Store(spec.store_uri)
-        self.loaded: dict[str, tuple[str, Any]] = {}  # stage to (model, stage object)
+        self.loaded: dict[str, tuple[Loaded, Any]] = {}  # stage to what it was loaded from, and its object
         self.unsaved: dict[str, tuple[Task, Any, dict[str, Any]]] = {}
         self.progress: Any = None
         self.current: str | None = None
@@ -123,13 +123,13 @@ class Replica:
                 shutil.rmtree(artifact.parent, ignore_errors=True)  # the stage made the folder for it alone
         return int(record["size"])
 
-    def warm(self, models: Sequence[tuple[str, str]]) -> float:
-        """Load stages before their first task comes: (stage, model) pairs. Returns the seconds it took."""
-        started = time.perf_counter()
-        for stage, model in models:
-            with contextlib.suppress(InputError, OSError, ValueError, RuntimeError):  # told by the task that needs it
-                self._stage(stage, model)
-        return time.perf_counter() - started
+    def warm(self, wanted: Sequence[tuple[str, str, tuple[tuple[str, str], ...]]]) -> None:
+        """Load stages before their first task comes: (stage, model folder, components with fingerprints)."""
+        for stage, model, components in wanted:
+            try:
+                self._stage(stage, (model, components))
+            except Exception as e:  # noqa: BLE001  # told by the task that needs it
+                log.info("warming %s failed: %s", stage, e)
 
     def run(self, task: Task, inputs: Sequence[tuple[Task, Any]]) -> Ran:
         """Run one task.
@@ -137,13 +137,12 @@ class Replica:
         Args:
             inputs: each input's task and, where its value is still in the object store, a reference to its bytes.
         """
-        from pipelines.stage import Progress
-
-        started_at, self.progress, self.current = time.time(), Progress(), task.key
-        self.progress.canceled = task.key in self.canceled
-        load_s = 0.0
+        started_at, load_s = time.time(), 0.0
         try:
-            stage, load_s = self._stage(task.stage, task.model)
+            from pipelines.stage import Progress
+
+            self.progress, self.current = Progress(canceled=task.key in self.canceled), task.key
+            stage, load_s = self._stage(task.stage, (task.model, task.components))
             values = [self._input(source, value) for source, value in inputs]
             result = stage.run(task.request, values, self.progress)
             self.unsaved[task.key] = (task, result.artifact, dict(result.info))
@@ -154,26 +153,26 @@ class Replica:
             return self._ran("canceled", started_at, load_s, reason=str(e))
         except Exception as e:  # noqa: BLE001  # translated: the controller decides what to do with it
             log.warning("task %s failed:\n%s", task.key, traceback.format_exc())
-            info = {"input_error": isinstance(e, InputError)}
+            info = {"input_error": isinstance(e, InputError), "input_missing": isinstance(e, StoreError)}
             reason = str(e) if isinstance(e, FarmError) else f"{type(e).__name__}: {e}"
             return self._ran("failed", started_at, load_s, reason=reason[:2000], info=info)
         finally:
             self.current = self.progress = None
             self.canceled.discard(task.key)
 
-    def _stage(self, stage: str, model: str) -> tuple[Any, float]:
+    def _stage(self, stage: str, origin: Loaded) -> tuple[Any, float]:
         """The loaded stage and the seconds that loading it took now; one model at a time per stage."""
         if stage in MODEL_STAGES:
             import torch
 
             torch.set_flush_denormal(True)  # a property of the thread that computes
-        if self.loaded.get(stage, ("", None))[0] == model and stage in self.loaded:
+        if stage in self.loaded and self.loaded[stage][0] == origin:
             return self.loaded[stage][1], 0.0
         self.loaded.pop(stage, None)
         started = time.perf_counter()
         module = importlib.import_module(f"{self.spec.package}.{stage}")
-        built = module.Stage(model, **self.spec.numerics.get(stage, {}))
-        self.loaded[stage] = (model, built)
+        built = module.Stage(origin[0], **self.spec.numerics.get(stage, {}))
+        self.loaded[stage] = (origin, built)
         return built, time.perf_counter() - started
 
     def _input(self, source: Task, value: Any) -> bytes | Path:
@@ -184,10 +183,7 @@ class Replica:
                 log.info("value of %s is gone (%s); reading the store", source.key, type(e).__name__)
         if source.stage == "assemble" and (path := self.store.local_path_of(source)):
             return path
-        try:
-            return self.store.read(source)
-        except FileNotFoundError as e:
-            raise StoreError(str(e)) from e
+        return self.store.read(source)
 
     def _ran(self, outcome: Outcome, started_at: float, load_s: float, **more: Any) -> Ran:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

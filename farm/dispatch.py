@@ -1,7 +1,10 @@
 """Which task runs next: the one of the highest priority, then of the longest remaining chain, then the oldest.
 
-Pure state: it is told what happened and answers what to do; it reads no clock and calls nobody. Invariant: every task
-of every job is in exactly one of waiting, ready, active, done or dead, and no task is handed out twice at once.
+Pure state: it is told what happened and answers what to do; it reads no clock and calls nobody. A task goes from queued
+(waiting for inputs, then ready) to active, is *computed* when its output exists somewhere, and completed when that
+output is safe in the store. Users may start on a computed input; if it is lost before it is safe they wait again.
+
+Invariants: no task is handed out twice at once; a node stays as long as a job wants it or an attempt at it runs.
 Each operation costs O(log n) in the number of ready tasks, plus O(1) for each edge of the graph it touches.
 """
 
@@ -21,13 +24,16 @@ class Node:
     """A task that must run, for one or more jobs."""
 
     task: Task
-    jobs: dict[str, int]  # job id to priority
-    missing: int  # inputs that are not there yet
+    jobs: dict[str, int]  # job to priority
     chain: float
     state: TaskState = "queued"
+    missing: int = 0  # inputs that are not computed
+    is_ready: bool = False  # queued, and in the heap
+    is_computed: bool = False
+    is_doomed: bool = False  # active, but an input has failed for good: another try would be in vain
+    holds_inputs: bool = True  # until it is safe or will never run
     avoid: frozenset[str] = frozenset()
-    has_let_go: bool = False  # of its inputs: it is safe, or will never run
-    users: list[str] = field(default_factory=list)  # keys of the tasks that wait for this one
+    users: dict[str, None] = field(default_factory=dict)  # keys of the tasks that take this one's output
 
 
 def remaining_chains(tasks: Mapping[str, Task], keys: Iterable[str]) -> dict[str, float]:
@@ -50,105 +56,96 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
-        self.ready: dict[str, list[tuple[int, float, int, str]]] = {}
+        self.heaps: dict[str, list[tuple[int, float, int, str]]] = {}
         self.order = itertools.count()
-        self.unfinished_users: Counter[str] = Counter()
+        self.num_ready: Counter[str] = Counter()  # by stage
+        self.num_holding: Counter[str] = Counter()  # unfinished tasks that take an output, by its key
 
     def add_job(self, job: str, tasks: Mapping[str, Task], to_run: set[str], *, priority: int = 50) -> None:
         """Take on the tasks of a job that must run; those that another job already asked for are shared."""
         chains = remaining_chains(tasks, to_run)
         for key in [k for k in tasks if k in to_run]:
             node = self.nodes.get(key)
-            if node is not None and node.state not in ("failed", "canceled"):
+            if node is not None and node.state in ("queued", "active", "completed"):
                 node.jobs[job] = priority
-                if node.state == "queued" and not node.missing:
+                if node.is_ready:
                     self._push(node)  # its priority may have risen; the older entry is passed over when it comes up
                 continue
-            inputs = [self.nodes[k] for k in tasks[key].inputs if k in to_run]
-            waiting = [n for n in inputs if n.state != "completed"]
-            node = self.nodes[key] = Node(tasks[key], {job: priority}, len(waiting), chains[key])
-            self.unfinished_users.update(tasks[key].inputs)
-            for source in waiting:
-                source.users.append(key)
-            if not waiting:
-                self._push(node)
+            node = self.nodes[key] = Node(tasks[key], {job: priority}, chains[key])
+            self.num_holding.update(tasks[key].inputs)
+            for source in dict.fromkeys(tasks[key].inputs):
+                if source in to_run and source in self.nodes:
+                    self.nodes[source].users[key] = None
+                    node.missing += not self.nodes[source].is_computed
+            self._ready_if_it_can(node)
 
-    def is_needed(self, key: str) -> bool:
-        """Whether a task that has not finished takes this output."""
-        return self.unfinished_users[key] > 0
-
-    def is_finished(self, key: str) -> bool:
-        """Whether a task has been done and persisted, and some job still remembers it."""
-        node = self.nodes.get(key)
-        return node is not None and node.state == "completed" and node.has_let_go
-
-    def is_settled(self, keys: Iterable[str]) -> bool:
-        """Whether none of these tasks can run any more."""
-        nodes = self.nodes
-        return all(nodes[k].state in ("completed", "failed", "canceled") for k in keys if k in nodes)
-
-    def num_ready(self, stages: Iterable[str]) -> int:
-        return sum(len(self.ready.get(stage, ())) for stage in stages)
-
-    def take(self, stages: Iterable[str], *, replica: str, others: bool) -> Task | None:
+    def take(self, stages: Iterable[str], *, replica: str, peers: Iterable[str]) -> Task | None:
         """Hand out the best ready task of these stages to a replica; None where there is none for it.
 
         Args:
-            others: whether the pool has replicas besides this one, for tasks that should avoid it.
+            peers: all replicas that could take such tasks, for tasks that should avoid some of them.
         """
-        put_back = []
+        peers, put_back = set(peers), []
         chosen = None
         while chosen is None:
-            heads = [self.ready[s] for s in stages if self.ready.get(s)]
+            heads = [self.heaps[s] for s in stages if self.heaps.get(s)]
             if not heads:
                 break
             entry = heapq.heappop(min(heads, key=lambda heap: heap[0]))
             node = self.nodes.get(entry[3])
-            if node is None or node.state != "queued" or not node.jobs:
+            if node is None or not node.is_ready:
                 continue  # an older entry of a task that went on since
-            if others and replica in node.avoid:
+            if replica in node.avoid and peers - node.avoid:
                 put_back.append((node.task.stage, entry))
                 continue
             chosen = node
         for stage, entry in put_back:
-            heapq.heappush(self.ready[stage], entry)
+            heapq.heappush(self.heaps[stage], entry)
         if chosen is None:
             return None
+        self._not_ready(chosen)
         chosen.state = "active"
         return chosen.task
+
+    # -- what became of an active task
 
     def computed(self, key: str) -> list[str]:
         """The output of an active task exists: its users may start. Returns the keys that became ready."""
         node = self.nodes[key]
-        if node.state == "completed":
+        if node.is_computed:
             return []
-        node.state = "completed"
+        node.is_computed = True
         freed = []
-        for user in node.users:
-            waiting = self.nodes.get(user)
-            if waiting is None or waiting.state not in ("queued", "soft-failed"):
-                continue
-            waiting.missing -= 1
-            if not waiting.missing:
-                self._push(waiting)
-                freed.append(user)
-        node.users.clear()
+        for user in (self.nodes[k] for k in node.users):
+            user.missing -= 1
+            if self._ready_if_it_can(user):
+                freed.append(user.task.key)
         return freed
 
     def finished(self, key: str) -> list[str]:
         """The output of a computed task is safe. Returns the inputs whose values nobody needs any more."""
         node = self.nodes[key]
+        node.state = "completed"
         self._let_go(node)
         return [source for source in dict.fromkeys(node.task.inputs) if not self.is_needed(source)]
 
-    def requeue(self, key: str, *, avoid: frozenset[str] = frozenset()) -> None:
-        """An attempt ended without a result: the task waits again."""
+    def requeue(self, key: str, *, avoid: frozenset[str] = frozenset()) -> bool:
+        """An attempt ended without a safe output: the task waits again, and so do users that have not been done.
+
+        Returns False where that would be in vain because an input has failed; then the task has failed too.
+        """
         node = self.nodes[key]
+        if node.is_doomed:
+            self.fail(key)
+            return False
+        if node.is_computed:
+            node.is_computed = False
+            for user in (self.nodes[k] for k in node.users):
+                user.missing += 1
+                self._not_ready(user)
         node.state, node.avoid = "queued", avoid
-        if node.jobs:
-            self._push(node)
-        else:
-            node.state = "canceled"
+        self._ready_if_it_can(node)
+        return True
 
     def fail(self, key: str) -> list[str]:
         """Give a task up, and with it all that needs it. Returns the keys of all of them."""
@@ -157,37 +154,81 @@ class Dispatcher:
             node = self.nodes[stack.pop()]
             if node.state in ("failed", "completed"):
                 continue
+            if node.state == "active" and node.task.key != key:
+                node.is_doomed = True
+                continue
+            self._not_ready(node)
             node.state = "failed"
             self._let_go(node)
             dead.append(node.task.key)
             stack.extend(node.users)
         return dead
 
+    def forget(self, key: str) -> None:
+        """Drop a task that nobody wants once its attempt has ended."""
+        node = self.nodes.get(key)
+        if node is not None and not node.jobs:
+            self._remove(node)
+
     def drop_job(self, job: str) -> list[str]:
         """Forget a job. Returns the keys of active tasks that nobody wants any more."""
         orphans = []
-        for key, node in list(self.nodes.items()):
+        for key, node in reversed(list(self.nodes.items())):
             if node.jobs.pop(job, None) is None or node.jobs:
                 continue
             if node.state == "active":
                 orphans.append(key)
             else:
-                self._let_go(node)
-                del self.nodes[key]
+                self._remove(node)
         return orphans
 
-    def forget(self, key: str) -> None:
-        """Drop an active task that nobody wants once its attempt has ended."""
-        node = self.nodes.get(key)
-        if node is not None and not node.jobs:
-            self._let_go(node)
-            del self.nodes[key]
+    # -- questions
 
-    def _let_go(self, node: Node) -> None:
-        if not node.has_let_go:
-            node.has_let_go = True
-            self.unfinished_users.subtract(node.task.inputs)
+    def is_needed(self, key: str) -> bool:
+        """Whether a task that has not finished takes this output."""
+        return self.num_holding[key] > 0
+
+    def is_finished(self, key: str) -> bool:
+        """Whether a task has been done and is safe, and some job still remembers it."""
+        return key in self.nodes and self.nodes[key].state == "completed"
+
+    def is_pending(self, key: str) -> bool:
+        """Whether a task is being done, again perhaps: its output may be missing for now."""
+        return key in self.nodes and self.nodes[key].state in ("queued", "active")
+
+    def is_settled(self, keys: Iterable[str]) -> bool:
+        """Whether none of these tasks can run any more."""
+        nodes = self.nodes
+        return all(nodes[k].state in ("completed", "failed", "canceled") for k in keys if k in nodes)
+
+    # --
+
+    def _ready_if_it_can(self, node: Node) -> bool:
+        if node.state != "queued" or node.missing or node.is_ready:
+            return False
+        node.is_ready = True
+        self.num_ready[node.task.stage] += 1
+        self._push(node)
+        return True
+
+    def _not_ready(self, node: Node) -> None:
+        if node.is_ready:
+            node.is_ready = False
+            self.num_ready[node.task.stage] -= 1
 
     def _push(self, node: Node) -> None:
-        entry = (-max(node.jobs.values()), -node.chain, next(self.order), node.task.key)
-        heapq.heappush(self.ready.setdefault(node.task.stage, []), entry)
+        entry = (-max(node.jobs.values(), default=0), -node.chain, next(self.order), node.task.key)
+        heapq.heappush(self.heaps.setdefault(node.task.stage, []), entry)
+
+    def _let_go(self, node: Node) -> None:
+        if node.holds_inputs:
+            node.holds_inputs = False
+            self.num_holding.subtract(node.task.inputs)
+
+    def _remove(self, node: Node) -> None:
+        self._not_ready(node)
+        self._let_go(node)
+        for source in node.task.inputs:
+            if source in self.nodes:
+                self.nodes[source].users.pop(node.task.key, None)
+        del self.nodes[node.task.key]

@@ -217,7 +217,7 @@ WINDOW_LATENTS = 5  # what the model sees at once: 17 frames
 START_CONTEXTS = {0: 0.60, 1: 0.20, 2: 0.10, 3: 0.10}  # clean latent frames at the start of a stream, and how often
 MIDDLE_CONTEXTS = {0: 0.15, 1: 0.20, 2: 0.40, 3: 0.25}  # and in the middle of one
 START_SHARE, CAPTION_DROP = 0.6, 0.1
-SHARD_CLIPS, SHARDS = 250, 12
+SHARD_CLIPS, SHARDS = 250, 8
 
 
 class Denoiser(torch.nn.Module):

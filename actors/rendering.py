@@ -17,16 +17,16 @@ from .replica import Status
 
 
 @dataclass
-class Run:
-    """The counts belong to one call of a door: a film that is rendered again gets a new run."""
+class Rendering:
+    """The counts belong to one rendering: a film that is rendered again gets a new one."""
 
     job: Job
     plan: Plan
     to_run: set[str]
     working_since: float = 0.0  # when the first of its tasks was handed out
     status: str = "active"
-    run: int = 0
-    retried: int = 0
+    num_run: int = 0
+    num_retried: int = 0
     stage_s: dict[str, float] = field(default_factory=dict)
     cost_done: float = 0.0
     first_step_at: float | None = None
@@ -34,6 +34,8 @@ class Run:
     film: str = ""
     previews: dict[str, str] = field(default_factory=dict)  # label to path in the store
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    followers: int = 0  # doors that wait for it
+    in_flight: int = 0  # attempts that have not been written to the ledger yet
 
     def __post_init__(self) -> None:
         self.cost = sum(self.plan.tasks[key].cost for key in self.to_run) or 1.0
@@ -48,7 +50,7 @@ class Run:
 
     def count(self, task: Task, attempt: Attempt) -> None:
         """A task of this film has succeeded."""
-        self.run += 1
+        self.num_run += 1
         self.cost_done += task.cost
         self.stage_s[task.stage] = self.stage_s.get(task.stage, 0.0) + attempt.run_s
         if task.stage == "denoise" and (at := attempt.info.get("first_step_at")):
@@ -61,7 +63,7 @@ class Run:
         slots = list(slots)
         return {
             "status": self.status, "errors": list(self.errors), "film": self.film, "to_run": len(self.to_run),
-            "run": self.run, "retried": self.retried, "stage_s": dict(self.stage_s), "left_s": left,
+            "run": self.num_run, "retried": self.num_retried, "stage_s": dict(self.stage_s), "left_s": left,
             "running": [self._running(s, self.plan.tasks[s.busy]) for s in slots if s.busy in self.plan.tasks],
             "starting": [s.name for s in slots if not s.node], "previews": dict(self.previews),
             "first_step_at": self.first_step_at,
