@@ -7,9 +7,12 @@ that the next stage does not wait for the store.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.metadata
 import logging
 import os
+import platform
 import resource
 import shutil
 import sys
@@ -71,6 +74,15 @@ class Status:
     step: int
     num_steps: int
     preview: bytes
+
+
+@functools.cache
+def made_with() -> dict[str, str]:
+    """Versions and CPU instruction set: what else decides bits; kept beside every artifact."""
+    packages = ("longtake", "torch", "diffusers", "transformers", "av", "imageio-ffmpeg")
+    versions = {p: importlib.metadata.version(p) for p in packages}
+    torch = sys.modules.get("torch")
+    return versions | {"cpu": torch.backends.cpu.get_cpu_capability() if torch else platform.machine()}
 
 
 class Replica:
@@ -145,7 +157,7 @@ class Replica:
             stage, load_s = self._stage(task.stage, (task.model, task.components))
             values = [self._input(source, value) for source, value in inputs]
             result = stage.run(task.request, values, self.progress)
-            self.unsaved[task.key] = (task, result.artifact, dict(result.info))
+            self.unsaved[task.key] = (task, result.artifact, {**result.info, "made_with": made_with()})
             value = ray.put(result.artifact) if isinstance(result.artifact, bytes) else None
             info = {"first_step_at": self.progress.first_step_at}
             return self._ran("succeeded", started_at, load_s, value=value, info=info)

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,7 @@ from farm.errors import InputError, Problem, RenderError, StoreError
 from farm.film import Film, container_of, job_id_of, resolve
 from farm.journal import Job, publish_film, write_job
 from farm.plan import Plan, make_plan, tasks_to_run
-from farm.pools import Pool, cannot_fit, default_pools, load_pools, numerics, pools_as_json
+from farm.pools import Pool, cannot_fit, default_pools, load_pools, numerics, pools_as_json, without_kinds
 from farm.store import Store
 from farm.storyboard import json_schema, load_storyboard
 
@@ -40,7 +41,11 @@ CONTROLLER_TIMEOUT_S = 60.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        args = parser.parse_args(words)
+    except SystemExit as e:
+        return Answer(as_json=True).fail(2, []) if e.code == 2 and "--json" in words else int(e.code or 0)
     answer = Answer(as_json=getattr(args, "json", False))
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -164,14 +169,14 @@ class Order:
     warnings: tuple[str, ...]
 
 
-def read_order(args: argparse.Namespace, answer: Answer, *, target: Target) -> Order:
+def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_cluster: bool = False) -> Order:
     """Check everything that can be checked without Ray; writes nothing.
 
     Raises:
         InputError: with all faults of the storyboard.
     """
     draft = load_storyboard(args.storyboard)
-    pools = load_pools(args.pools) if args.pools else default_pools(num_cpus=num_cpus(), num_gpus=num_gpus())
+    pools = load_pools(args.pools) if args.pools else _made_pools(on_cluster=on_cluster)
     model = args.model or (draft.top.model if draft.top else None)
     checkpoint: Checkpoint | None = None
     faults: tuple[Problem, ...] = ()
@@ -194,26 +199,46 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target) -> O
     return Order(job, plan, pools, store, container, missing, resolved.warnings)
 
 
+def _made_pools(*, on_cluster: bool) -> dict[str, Pool]:
+    """Pools for the hardware of the connected cluster or of this machine."""
+    if not on_cluster:
+        return default_pools(num_cpus=num_cpus(), num_gpus=num_gpus())
+    from actors.pool import cluster_nodes
+
+    nodes = cluster_nodes()
+    return default_pools(num_cpus=int(max(n.cpus for n in nodes)), num_gpus=int(sum(n.gpus for n in nodes)))
+
+
 # -- farm render
 
 
 def run_render(args: argparse.Namespace, answer: Answer) -> int:
     target = read_target(args.out)
-    order = read_order(args, answer, target=target)
-    for warning in order.warnings:
-        print(f"farm: warning: {warning}", file=sys.stderr)
-    if order.missing:
-        view = render_missing(order, args.address)
-        answer.data["tasks"] |= {"run": view["run"], "retried": view["retried"]}
-        answer.data["stage_s"] = {stage: round(s, 4) for stage, s in view["stage_s"].items()}
-        answer.data["first_step_at"] = view["first_step_at"]
-        if view["status"] != "completed":
-            return tell_unfinished(order, view, answer)
-        film = view["film"]
-    else:
-        order.store.create()
-        write_job(order.store, order.job)
-        film = publish_film(order.store, order.job, order.plan)
+    address = args.address or os.environ.get("RAY_ADDRESS") or None
+    with ExitStack() as stack:
+        connection = None
+        if address and not args.pools:  # pools are then made for the cluster's hardware, and keys depend on them
+            connection = stack.enter_context(closing(Connection(address, {})))
+        order = read_order(args, answer, target=target, on_cluster=connection is not None)
+        for warning in order.warnings:
+            print(f"farm: warning: {warning}", file=sys.stderr)
+        if order.missing:
+            if address is None:
+                _refuse(cannot_fit(without_kinds(order.pools), [this_machine(order.pools)]))
+                order.store.create()
+            connection = connection or stack.enter_context(closing(Connection(address, order.pools)))
+            view = render_missing(order, connection)
+            total = answer.data["tasks"]["total"]
+            answer.data["tasks"] |= {"run": view["run"], "reused": total - view["to_run"], "retried": view["retried"]}
+            answer.data["stage_s"] = {stage: round(s, 4) for stage, s in view["stage_s"].items()}
+            answer.data["first_step_at"] = view["first_step_at"]
+            if view["status"] != "completed":
+                return tell_unfinished(order, view, answer)
+            film = view["film"]
+        else:
+            order.store.create()
+            write_job(order.store, order.job)
+            film = publish_film(order.store, order.job, order.plan)
     report = draw_report(order.store, order.job.id)
     try:
         path = deliver(target, order.store, order.plan, film)
@@ -241,25 +266,26 @@ def tell_unfinished(order: Order, view: dict[str, Any], answer: Answer) -> int:
     return answer.fail(3, [*(Problem(e) for e in view["errors"]), Problem(left)])
 
 
-def render_missing(order: Order, address: str | None) -> dict[str, Any]:
-    """Run what is missing on a local Ray or on a cluster. Returns the controller's last view of the job.
+def render_missing(order: Order, connection: Connection) -> dict[str, Any]:
+    """Run what is missing. Returns the controller's last view of the rendering.
 
     Raises:
         InputError: a pool asks for more than a fixed cluster has; nothing was written.
+        RenderError: the controller or Ray itself failed.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    if address is None:
-        _refuse(cannot_fit(order.pools, [this_machine(order.pools)]))
-        order.store.create()
-    connection = Connection(address, order.pools)
-    try:
-        if not connection.is_local:
-            from actors.pool import can_grow, cluster_nodes
+    import ray
 
-            _refuse([] if can_grow() else cannot_fit(order.pools, cluster_nodes()))
-        return drive(order, connection)
-    finally:
-        connection.close()
+    from actors.pool import can_grow, cluster_nodes
+
+    try:
+        _refuse([] if can_grow() else cannot_fit(order.pools, cluster_nodes()))
+        order.store.create()
+        write_job(order.store, order.job)
+        with StopRequest() as stop:  # after ray.init, which installs handlers of its own
+            return drive(order, stop, close=connection.is_local)
+    except ray.exceptions.RayError as e:
+        reason = str(e).strip().splitlines()[-1]
+        raise RenderError(f"the farm's controller failed: {reason}; the same command goes on from what exists") from e
 
 
 def _refuse(told: list[str]) -> None:
@@ -267,7 +293,7 @@ def _refuse(told: list[str]) -> None:
         raise InputError(*told)
 
 
-def drive(order: Order, connection: Connection) -> dict[str, Any]:
+def drive(order: Order, stop: StopRequest, *, close: bool) -> dict[str, Any]:
     """Submit the job to the controller, show progress until it ends, and pass on Ctrl-C and SIGTERM."""
     import ray
 
@@ -275,49 +301,49 @@ def drive(order: Order, connection: Connection) -> dict[str, Any]:
 
     from .progress import show_progress
 
-    stop = StopRequest()  # after ray.init, which installs handlers of its own
-    order.store.create()
-    write_job(order.store, order.job)
     job, pools = order.job.id, pools_as_json(order.pools)
-    name = (
-        "controller-" + hashlib.sha256(json.dumps([order.store.root, pools], sort_keys=True).encode()).hexdigest()[:16]
-    )
     uri = str(Path(order.store.root).absolute()) if order.store.is_local else order.store.uri
+    name = "controller-" + hashlib.sha256(json.dumps([uri, pools], sort_keys=True).encode()).hexdigest()[:16]
     controller = start_controller(name, uri, pools)
 
     def ask(method: str, *values: Any, **options: Any) -> Any:
         return ray.get(getattr(controller, method).remote(*values, **options), timeout=CONTROLLER_TIMEOUT_S)
 
     stills = any(shot.stills for shot in order.plan.shots)
-    ask("submit", job, container=order.container, stills=stills)
-    canceled_at = 0.0
+    rendering = ask("submit", job, container=order.container, stills=stills)
     with show_progress(order.job.film.title) as show:
         while True:
-            view: dict[str, Any] = ask("view", job, wait_s=0.0 if stop.asked else NEWS_S)
+            view: dict[str, Any] = ask("view", rendering, wait_s=NEWS_S)
             show(view)
-            if stop.asked and not canceled_at:
-                canceled_at = time.monotonic()
-                ask("cancel", job)
-            is_over = view["status"] in ("completed", "failed", "canceled")
-            if is_over and (not canceled_at or ask("is_idle") or time.monotonic() - canceled_at > STOP_TIMEOUT_S):
+            if view["status"] != "active" or stop.asked:
                 break
-            if stop.asked:
-                time.sleep(0.1)
-    if connection.is_local:
+    if stop.asked and view["status"] == "active":
+        ask("cancel", rendering)
+        view = {**view, "status": "canceled"}
+        end = time.monotonic() + STOP_TIMEOUT_S
+        while not ask("is_quiet", rendering) and time.monotonic() < end:
+            time.sleep(0.1)
+    if close:
         ask("close")
         ray.kill(controller)
     return view
 
 
 class StopRequest:
-    """Remembers that somebody pressed Ctrl-C or sent SIGTERM."""
+    """Remembers, for the time of the block, Ctrl-C or SIGTERM; the second one ends it at once."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> StopRequest:
         self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
         self.asked = True
 
 

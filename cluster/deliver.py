@@ -16,6 +16,7 @@ from farm.plan import Plan
 from farm.store import Store
 
 MARKER = ".longtake-frames"  # says that a folder's PNG files are ours to replace
+OURS = re.compile(r"\d{6,}\.png")
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov")
 
 
@@ -61,8 +62,7 @@ def _check_folder(folder: Path) -> None:
         _check_writable(parent)
         return
     _check_writable(folder)
-    ours = re.compile(r"\d{6,}\.png")
-    others = [f.name for f in folder.iterdir() if f.name != MARKER and not ours.fullmatch(f.name)]
+    others = [f.name for f in folder.iterdir() if f.name != MARKER and not OURS.fullmatch(f.name)]
     is_export = (folder / MARKER).is_file()
     if others or (not is_export and any(folder.iterdir())):
         held = others[0] if others else next(folder.iterdir()).name
@@ -107,7 +107,7 @@ def write_frames(folder: Path, store: Store, plan: Plan) -> None:
     """Unpack every shot's stills, numbered through the film. The marker goes first, so that after a stop it is ours."""
     folder.mkdir(exist_ok=True)
     (folder / MARKER).write_text("frames written by longtake; this folder may be written again\n")
-    for old in folder.glob("*.png"):
+    for old in [f for f in folder.iterdir() if OURS.fullmatch(f.name)]:
         old.unlink()
     number = 0
     for shot in plan.shots:

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from farm.errors import InputError
+from farm.errors import InputError, RenderError
 from farm.pools import NodeFacts, Pool, cpus_asked
 
 MAX_TEMP_PATH = 40  # Ray puts Unix sockets some 60 characters below it, and they end at 107
@@ -62,30 +62,47 @@ class Connection:
 
         Raises:
             InputError: there is no cluster at that address.
+            RenderError: no local Ray could be started.
         """
         prepare_environment()
-        self.address = address
         self.folder: Path | None = None
-        before = os.environ.get("TMPDIR")
-        if self.address is None:
+        if address is None:
             _keep_others_out()
         import ray
 
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
-        if self.address is None:
-            self.folder = own_folder()
-            os.environ["TMPDIR"] = str(self.folder)  # for the workers, so that what a killed one leaves goes with it
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "longtake"}
+        try:
+            if address is None:
+                self._start(pools, quiet)
+            else:
+                ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as e:
+            self.close()
+            reason = str(e).strip().splitlines()[0]
+            if address is None:
+                raise RenderError(f"a local Ray could not be started: {reason}") from e
+            raise InputError(f"--address must name a running Ray cluster, got {address!r}: {reason}") from None
+        except SystemExit:  # Ray's own handler of SIGTERM
+            self.close()
+            raise KeyboardInterrupt from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, pools: Mapping[str, Pool], quiet: dict[str, Any]) -> None:
+        import ray
+
+        self.folder, before = own_folder(), os.environ.get("TMPDIR")
+        os.environ["TMPDIR"] = str(self.folder)  # for the workers, so that what a killed one leaves goes with it
+        try:
             ray.init(
                 address="local", num_cpus=max(num_cpus(), cpus_asked(pools)), num_gpus=num_gpus(),
-                include_dashboard=False, _temp_dir=str(self.folder), namespace="longtake", **quiet,
+                include_dashboard=False, _temp_dir=str(self.folder), **quiet,
             )  # fmt: skip
-            os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
-            return
-        try:
-            ray.init(address=self.address, namespace="longtake", **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as e:
-            reason = str(e).strip().splitlines()[0]
-            raise InputError(f"--address must name a running Ray cluster, got {self.address!r}: {reason}") from None
+        finally:
+            os.environ.pop("TMPDIR")
+            if before is not None:
+                os.environ["TMPDIR"] = before
 
     @property
     def is_local(self) -> bool:

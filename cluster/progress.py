@@ -70,8 +70,8 @@ class Bars(AbstractContextManager["Bars"]):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self.bars = Progress(
-            TextColumn("{task.description:<28}"), BarColumn(bar_width=32), MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description:<28}", markup=False), BarColumn(bar_width=32), MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True), transient=True,
         )  # fmt: skip
         self.film = self.bars.add_task(shortened(title, 28), total=None, note="starting")

@@ -110,8 +110,14 @@ def _sheets(store: Store, folder: str, job: Job) -> Iterable[str]:
 def contact_sheet(clip: bytes, *, num_frames: int = SHEET_FRAMES, height_px: int = SHEET_HEIGHT_PX) -> bytes:
     """Frames spread evenly over a clip, side by side, as JPEG."""
     with av.open(io.BytesIO(clip), "r") as container:
-        pictures = [Image.fromarray(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
-    chosen = [pictures[round(i * (len(pictures) - 1) / max(1, num_frames - 1))] for i in range(num_frames)]
+        total = sum(1 for _ in container.decode(video=0))
+    wanted = [round(i * (total - 1) / max(1, num_frames - 1)) for i in range(num_frames)]
+    kept = {}
+    with av.open(io.BytesIO(clip), "r") as container:  # again, so that only what is shown is held in memory
+        for i, frame in enumerate(container.decode(video=0)):
+            if i in wanted:
+                kept[i] = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    chosen = [kept[i] for i in wanted]
     width = round(chosen[0].width * height_px / chosen[0].height)
     sheet = Image.new("RGB", (num_frames * (width + 4) - 4, height_px), "white")
     for i, picture in enumerate(chosen):

@@ -81,6 +81,10 @@ def wan_card(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]])
     spatial, temporal = vae.get("scale_factor_spatial", 8), vae.get("scale_factor_temporal", 4)
     patch = transformer.get("patch_size", (1, 2, 2))
     boundary = index.get("boundary_ratio")
+    if boundary is not None and not 0 <= float(boundary) <= 1:
+        raise ValueError(f"boundary_ratio must be from 0 to 1, got {boundary}")
+    if min(int(spatial), int(temporal)) < 1:
+        raise ValueError(f"scale factors must be at least 1, got {spatial} and {temporal}")
     card = replace(
         WAN,
         rule=FrameRule(temporal, 1),

@@ -59,7 +59,13 @@ def find_checkpoint(name: str, *, beside: Path) -> Checkpoint:
         return replace(checkpoint, card=replace(checkpoint.card, **cards.BUILTIN))
     folder = Path(os.path.expanduser(name))
     folder = folder if folder.is_absolute() else beside / folder
-    if folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError as e:
+        raise InputError(
+            f"model must be builtin, a folder or a hub id (org/name), got {name[:60]!r}: {e.strerror}"
+        ) from None
+    if is_folder:
         return read_checkpoint(folder.resolve(), name=name)
     if HUB_ID.fullmatch(name) and not name.startswith("."):
         return read_checkpoint(_fetch(name), name=name)
@@ -86,9 +92,16 @@ def read_checkpoint(folder: Path, *, name: str) -> Checkpoint:
     Raises:
         InputError: no or unknown pipeline class, a missing or damaged component, pickled weights, custom code.
     """
+    try:
+        return _examine(folder, name=name)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as e:
+        raise InputError(f"model {name!r} is damaged: {type(e).__name__}: {e}; fetch it again") from e
+
+
+def _examine(folder: Path, *, name: str) -> Checkpoint:
     index = _read_json(folder / "model_index.json", missing=f"model {name!r} is not in diffusers format")
     kind = index.get("_class_name")
-    if kind not in cards.FAMILIES:
+    if not isinstance(kind, str) or kind not in cards.FAMILIES:
         known = ", ".join(cards.FAMILIES)
         near = suggest(kind, cards.FAMILIES) if isinstance(kind, str) else ""
         raise InputError(f"model {name!r} must be of a known pipeline class ({known}), got {kind!r}{near}")
@@ -147,6 +160,10 @@ def _check_component(folder: Path, *, name: str) -> None:
             "convert it to safetensors (save_pretrained(..., safe_serialization=True))"
         )
     config = folder / "config.json"
+    needed = {"scheduler": ("scheduler_config.json",), "tokenizer": ("tokenizer.json", "spiece.model", "vocab.json")}
+    one_of = needed.get(folder.name, ("config.json",))
+    if not any((folder / file).is_file() for file in one_of):
+        raise InputError(f"model {name!r}: {folder.name}/ must have {' or '.join(one_of)}")
     if config.is_file():
         if not weights:
             raise InputError(f"model {name!r}: {folder.name}/ has no safetensors weights")
@@ -173,8 +190,8 @@ def _check_safetensors(path: Path, *, name: str) -> None:
             raise InputError(f"{place} is not a safetensors file, or cut short at {size} bytes")
         try:
             header = json.loads(f.read(length))
-            end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            end = max(int(v["data_offsets"][1]) for k, v in header.items() if k != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise InputError(f"{place} is damaged: its header cannot be read; fetch it again") from None
     if 8 + length + end != size:
         raise InputError(f"{place} is damaged: must have {8 + length + end} bytes, got {size}; fetch it again")

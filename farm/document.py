@@ -6,6 +6,7 @@ Only plain data is built (no tags), anchors may be used but not to blow up (`MAX
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from .errors import InputError, Problem
 MAX_BYTES = 32 * 2**20
 MAX_NODES = 2_000_000
 MAX_DEPTH = 32
+MAX_FLOW_DEPTH = 1000  # brackets in prompts count too
 
 Place = tuple[str | int, ...]
 Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -81,6 +83,8 @@ def read_document(raw: bytes, *, file: str) -> Document:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise InputError(Problem(f"the file must be YAML in UTF-8, got byte {raw[e.start]:#04x}", file=file)) from None
+    if _is_too_deep(text):
+        raise InputError(Problem("the file is nested too deeply", "", file, 1))
     try:
         root = yaml.compose(text, Loader=Loader)
     except (yaml.YAMLError, RecursionError) as e:
@@ -97,12 +101,24 @@ def read_document(raw: bytes, *, file: str) -> Document:
     return Document(data, builder.lines, file, tuple(builder.problems))
 
 
+def _is_too_deep(text: str) -> bool:
+    """Whether brackets or dashes nest so deeply that the C parser would overflow its stack (it does at some 50,000)."""
+    depth = deepest = 0
+    for bracket in re.finditer(r"[\[\]{}]", text):
+        depth = max(0, depth + (1 if bracket[0] in "[{" else -1))
+        deepest = max(deepest, depth)
+    return deepest > MAX_FLOW_DEPTH or re.search(r"(?:[-?:]\s+){1000}", text) is not None
+
+
 SCALARS: dict[str, Any] = {
     "str": str,
     "int": int,
     "float": lambda text: float(re.sub(r"\.(?=inf|nan)", "", text.lower())),
     "bool": lambda text: text.lower() == "true",
 }
+
+
+KINDS = {*SCALARS, "null", "seq", "map"}
 
 
 class _Builder:
@@ -117,17 +133,21 @@ class _Builder:
         if self.num_nodes > MAX_NODES or len(place) > MAX_DEPTH:
             what = "nested too deeply" if len(place) > MAX_DEPTH else "too large once its aliases are expanded"
             raise InputError(Problem(f"the file is {what}", "", self.file, line))
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if kind not in KINDS:
+            self._fault(node, place, f"YAML tags are not used here, got {node.tag}")
+            return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*place, i)) for i, item in enumerate(node.value)]
-        kind = node.tag.removeprefix("tag:yaml.org,2002:")
         if kind == "null":
             self._fault(node, place, f"{dotted(place)} has no value: write one, or leave the key out")
-        elif kind not in SCALARS:
-            self._fault(node, place, f"YAML tags are not used here, got {node.tag}")
         else:
-            return SCALARS[kind](node.value)
+            try:
+                return SCALARS[kind](node.value)
+            except ValueError as e:
+                self._fault(node, place, f"{dotted(place)} cannot be read: {str(e).splitlines()[0][:100]}")
         return None
 
     def _mapping(self, node: Any, place: Place) -> dict[str, Any]:
@@ -217,9 +237,15 @@ def _translate(e: Any, model: type[BaseModel], data: Any, document: Document, pl
     return document.problem(where, f"{name or 'the file'} must {wanted}, got {_short(value)}{near}")
 
 
+@functools.cache
+def _schema(model: Any) -> dict[str, Any]:
+    schema: dict[str, Any] = model.model_json_schema()
+    return schema
+
+
 def _keys_beside(model: Any, inner: list[str | int]) -> Iterable[str]:
     """The keys that are allowed where the last part of `inner` stands."""
-    schema = model.model_json_schema()
+    schema = _schema(model)
     node: Any = schema
     for part in inner[:-1]:
         node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})

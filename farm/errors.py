@@ -3,7 +3,6 @@
     FarmError
     ├── InputError        the input is at fault: exit code 2; carries one `Problem` for each fault found
     ├── RenderError       the render failed: exit code 3
-    │   └── PlacementError    the cluster never offered what a pool asks for
     ├── StoreError        an artifact is missing, damaged or cannot be written
     └── TaskCanceled      a stage stopped between two steps because it was told to
 
@@ -56,10 +55,6 @@ class InputError(FarmError):
 
 class RenderError(FarmError):
     """A film could not be finished; what exists stays in the store."""
-
-
-class PlacementError(RenderError):
-    """A pool's replicas could not be placed on the cluster in time."""
 
 
 class StoreError(FarmError):

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .cards import ModelCard
-from .checkpoint import Checkpoint
+from .checkpoint import HUB_ID, Checkpoint
 from .chunks import Chunk, cut_into_chunks, num_delivered, num_frames_of
 from .document import Place, dotted
 from .errors import InputError, Problem
@@ -40,6 +41,10 @@ class FilmShot:
     guidance: float
     guidance_low: float
     num_delivered: int
+    mode: str  # of continuity, as are the next three; a shot of one chunk does not use them, but they are its author's
+    chunk_frames: int
+    overlap_frames: int
+    context: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Film:
     scale: float
     codec: str
     crf: int
+    style: str
     shots: tuple[FilmShot, ...]
 
     @property
@@ -77,7 +83,7 @@ class Film:
 
 def job_id_of(film: Film, checkpoint: Checkpoint) -> str:
     """The first 16 hex digits of the hash of the film and of its model's fingerprints: the same film, the same job."""
-    return hash_json({"film": film.as_json() | {"model": ""}, "fingerprints": dict(checkpoint.fingerprints)})[:16]
+    return hash_json({"film": film.as_json(), "fingerprints": dict(checkpoint.fingerprints)})[:16]
 
 
 @dataclass(frozen=True)
@@ -149,16 +155,16 @@ class _Resolver:
         self._continuity(("continuity",), None)
         shots = [self._shot(i, shot, fps) for i, shot in self.draft.shots]
         return Film(
-            title=top.title, model=_short_name(card.name), width_px=width, height_px=height, fps=fps,
+            title=top.title, model=_label(card), width_px=width, height_px=height, fps=fps,
             seed=top.seed or 0, output_fps=top.output.fps or fps, scale=top.output.scale, codec=top.output.codec,
-            crf=self._crf(),
+            crf=self._crf(), style=top.style or "",
             shots=tuple(shot for shot in shots if shot),
         )  # fmt: skip
 
     def _shot(self, i: int, shot: Shot, fps: float) -> FilmShot | None:
         top, card = self.top, self.card
         place: Place = ("shots", i)
-        chunk_frames = self._continuity((*place, "continuity"), shot.continuity)
+        mode, chunk_frames, overlap_frames, context = self._continuity((*place, "continuity"), shot.continuity)
         high, low = self._guidance(place, shot)
         if shot.prompt is None or (shot.seconds is None and shot.frames is None):
             return None
@@ -180,6 +186,10 @@ class _Resolver:
             guidance=high,
             guidance_low=low,
             num_delivered=num_delivered(frames, fps=fps, output_fps=top.output.fps or fps),
+            mode=mode,
+            chunk_frames=chunk_frames,
+            overlap_frames=overlap_frames,
+            context=context,
         )
 
     def _guidance(self, place: Place, shot: Shot) -> tuple[float, float]:
@@ -194,29 +204,34 @@ class _Resolver:
             self.fault(where, f"{dotted(where)} must be one number for {card.name}, which has one expert, got a pair")
         return asked.high, asked.low
 
-    def _continuity(self, place: Place, own: Continuity | None) -> int:
-        """Check the continuity in force at `place` where one is written there; the frames of one chunk."""
-        top, card = self.top, self.card
-        of_film = top.continuity or Continuity()
+    def _continuity(self, place: Place, own: Continuity | None) -> tuple[str, int, int, str]:
+        """The continuity in force (mode, chunk_frames, overlap_frames, context), checked where it is written."""
+        of_film, card = self.top.continuity or Continuity(), self.card
         asked = own or of_film
         chunk = _first(asked.chunk_frames, of_film.chunk_frames, card.chunk_frames)
-        if own is None and len(place) > 1:
-            return chunk
-        name, rule = dotted(place), card.rule
+        context = _first(asked.context, of_film.context, next(iter(card.contexts), "none"))
+        strong = "extend" if {"latents", "frames"} & set(card.contexts) else "blend"
+        mode = _first(asked.mode, of_film.mode, strong)
+        exact = {"none": 0, "last_frame": 1}.get(context) if asked.context or of_film.context else None
+        largest = max((n for n in range(chunk) if n == 0 or card.rule.allows(n)), default=0)
+        overlap = _first(asked.overlap_frames, of_film.overlap_frames, exact, min(card.overlap_frames, largest))
+        if own is not None or len(place) == 1:
+            self._check_continuity(place, asked, chunk=chunk, overlap=overlap, exact=exact)
+        return mode, chunk, overlap, context
+
+    def _check_continuity(
+        self, place: Place, asked: Continuity, *, chunk: int, overlap: int, exact: int | None
+    ) -> None:
+        name, rule = dotted(place), self.card.rule
+        where, key = (*place, "overlap_frames"), f"{name}.overlap_frames"
         if not rule.allows(chunk):
-            self.fault((*place, "chunk_frames"), _off_rule(f"{name}.chunk_frames", card, chunk))
-            return chunk
-        overlap = asked.overlap_frames
-        exact = {"none": 0, "last_frame": 1}.get(asked.context or "")
-        if overlap is not None:
-            where, key = (*place, "overlap_frames"), f"{name}.overlap_frames"
-            if overlap >= chunk:
-                self.fault(where, f"{key} must be below chunk_frames ({chunk}), got {overlap}")
-            elif exact is not None and overlap != exact:
-                self.fault(where, f"{key} must be {exact} with context {asked.context}, got {overlap}")
-            elif overlap and not rule.allows(overlap):
-                self.fault(where, _off_rule(key, card, overlap))
-        return chunk
+            self.fault((*place, "chunk_frames"), _off_rule(f"{name}.chunk_frames", self.card, chunk))
+        elif overlap >= chunk:
+            self.fault(where, f"{key} must be below chunk_frames ({chunk}), got {overlap}")
+        elif exact is not None and overlap != exact:
+            self.fault(where, f"{key} must be {exact} with context {asked.context}, got {overlap}")
+        elif exact is None and overlap and not rule.allows(overlap):
+            self.fault(where, _off_rule(key, self.card, overlap))
 
     def _check_size(self, width: int, height: int, scale: float) -> None:
         card = self.card
@@ -276,9 +291,10 @@ def _are(near: Any) -> str:
     return f"are {near[0]} and {near[1]}" if len(near) == 2 else f"is {near[0]}"
 
 
-def _short_name(model: str) -> str:
-    """A model's name without the folders it lies in, so that no path gets into a film."""
-    return model.rstrip("/").rsplit("/", 1)[-1]
+def _label(card: ModelCard) -> str:
+    """A model's name as films and job ids know it: that of the hub or built in, else the family's, never a path."""
+    is_known = card.name == "builtin" or (HUB_ID.fullmatch(card.name) and not Path(card.name).is_dir())
+    return card.name if is_known else card.family
 
 
 def _first(*values: T | None) -> T:

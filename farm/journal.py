@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,8 +32,8 @@ class Job:
 
 
 def write_job(store: Store, job: Job) -> None:
-    """Keep a job; the same job written again changes nothing, as its id is a hash of it."""
-    store.put_record(f"jobs/{job.id}/job.json", job.as_json())
+    """Keep a job. The same job may come again with its model in another folder, or its storyboard in other words."""
+    store.publish(f"jobs/{job.id}/job.json", json.dumps(job.as_json(), indent=1).encode())
     store.publish(f"jobs/{job.id}/storyboard.yaml", job.storyboard.encode())
 
 

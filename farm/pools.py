@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,10 +18,11 @@ from .task import STAGES, Stage
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Gib = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 REQUIRED_STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
 
 
-class Replicas(Strict):
+class Bounds(Strict):
     """Bounds of a pool."""
 
     min: Annotated[int, Field(ge=0, le=10_000)] = 1
@@ -46,7 +48,7 @@ class Pool(Strict):
     accelerator: Annotated[str, StringConstraints(min_length=1)] | None = None
     labels: dict[str, str] = {}
     ranks: Annotated[int, Field(ge=1, le=4096)] = 1
-    replicas: Replicas = Replicas()
+    replicas: Bounds = Bounds()
     parallel: Parallel = Parallel()
     dtype: Dtype | None = None
     options: dict[str, Any] = {}
@@ -54,15 +56,9 @@ class Pool(Strict):
     start_timeout_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 900.0
 
 
-class PoolsFile(Strict):
-    """The pools of a farm by name."""
-
-    pools: Annotated[
-        dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")], Pool], Field(min_length=1)
-    ]
-
-
 class _Top(Strict):
+    """A pools file with its pools unread, so that each of them is checked by itself."""
+
     pools: Annotated[dict[str, Any], Field(min_length=1)]
 
 
@@ -94,6 +90,9 @@ def load_pools(path: Path) -> dict[str, Pool]:
     pools: dict[str, Pool] = {}
     for name, value in top.pools.items() if top else ():
         place = ("pools", name)
+        if not NAME.fullmatch(name):
+            message = f"a pool's name must be made of lower-case letters, digits, - and _, got {name!r}"
+            problems.append(document.problem(place, message))
         pool, faults = check(Pool, value, document, place)
         problems += faults
         if pool:
@@ -127,7 +126,7 @@ def faults_together(pools: Mapping[str, Pool]) -> list[str]:
     for stage in REQUIRED_STAGES:
         if not any(stage in pool.stages for pool in pools.values()):
             found.append(f"some pool must serve the stage {stage}; none of {', '.join(pools)} does")
-    for stage in STAGES:
+    for stage in REQUIRED_STAGES:
         serving = {name: numerics_of(pool, stage) for name, pool in pools.items() if stage in pool.stages}
         if len(set(serving.values())) > 1:
             told = "; ".join(f"{name}: {dict(n)}" for name, n in serving.items())
@@ -173,7 +172,7 @@ def default_pools(*, num_cpus: int, num_gpus: int) -> dict[str, Pool]:
             "media": Pool(stages=media, cpus=half),
         }
     shared = num_gpus == 1
-    denoise = Pool(stages=["denoise"], gpus=0.5 if shared else 1.0, replicas=Replicas(min=1, max=max(1, num_gpus - 1)))
+    denoise = Pool(stages=["denoise"], gpus=0.5 if shared else 1.0, replicas=Bounds(min=1, max=max(1, num_gpus - 1)))
     return {
         "encode": Pool(stages=["encode"], gpus=0.25 if shared else 0.5),
         "denoise": denoise,
@@ -187,18 +186,56 @@ def cpus_asked(pools: Mapping[str, Pool]) -> int:
 
 
 def cannot_fit(pools: Mapping[str, Pool], nodes: Sequence[NodeFacts]) -> list[str]:
-    """Pools of which a fixed cluster could never place the least number of replicas, one line each."""
+    """What a fixed cluster could never place: a pool by itself, or the least replicas of all pools at once."""
     told = []
     for name, pool in pools.items():
-        able = [node for node in nodes if _matches(pool, node)]
-        room = sum(_fits(pool, node) for node in able)
         wanted = max(1, pool.replicas.min) * pool.ranks
-        if room < wanted:
+        placed = _place([(pool, wanted)], nodes)
+        if placed < wanted:
             told.append(
-                f"pool {name} asks for {wanted} x ({asked(pool)}), the cluster has room for {room}: "
-                + "; ".join(_has(node) for node in nodes)
+                f"pool {name} asks for {wanted} x ({asked(pool)}), the cluster has room for {placed}: {_have(nodes)}"
             )
+    least = [(pool, pool.replicas.min * pool.ranks) for pool in pools.values()]
+    if not told and _place(least, nodes) < sum(count for _, count in least):
+        wants = "; ".join(f"{name} {pool.replicas.min} x ({asked(pool)})" for name, pool in pools.items())
+        told.append(f"the pools together ask for {wants}; the cluster has room for each, not for all: {_have(nodes)}")
     return told
+
+
+def without_kinds(pools: Mapping[str, Pool]) -> dict[str, Pool]:
+    """The same pools asking for numbers only: kinds of accelerators and labels are known once Ray has started."""
+    return {name: pool.model_copy(update={"accelerator": None, "labels": {}}) for name, pool in pools.items()}
+
+
+class _Room:
+    """What is left of a node while replicas are placed on it."""
+
+    def __init__(self, node: NodeFacts) -> None:
+        self.node, self.cpus, self.memory_bytes = node, node.cpus, node.memory_bytes
+        self.gpus = [1.0] * int(node.gpus)
+
+    def take(self, pool: Pool) -> bool:
+        node = self.node
+        if pool.accelerator and pool.accelerator != node.accelerator:
+            return False
+        if any(node.labels.get(k) != v for k, v in pool.labels.items()):
+            return False
+        memory = (pool.memory_gib or 0) * 2**30
+        share = pool.gpus if 0 < pool.gpus < 1 else 1.0  # a fraction lies within one GPU
+        free = [i for i, left in enumerate(self.gpus) if left >= share - 1e-9][: max(1, int(pool.gpus))]
+        if self.cpus < pool.cpus or self.memory_bytes < memory or (pool.gpus and len(free) < max(1, int(pool.gpus))):
+            return False
+        self.cpus, self.memory_bytes = self.cpus - pool.cpus, self.memory_bytes - memory
+        for i in free if pool.gpus else ():
+            self.gpus[i] -= share
+        return True
+
+
+def _place(wanted: Sequence[tuple[Pool, int]], nodes: Sequence[NodeFacts]) -> int:
+    """How many of the wanted replicas find room, the largest first."""
+    rooms = [_Room(node) for node in nodes]
+    order = sorted(wanted, key=lambda w: (-w[0].gpus, -len(w[0].labels), -w[0].cpus))
+    return sum(any(room.take(pool) for room in rooms) for pool, count in order for _ in range(count))
 
 
 def asked(pool: Pool) -> str:
@@ -211,19 +248,8 @@ def asked(pool: Pool) -> str:
     return ", ".join(parts)
 
 
-def _matches(pool: Pool, node: NodeFacts) -> bool:
-    if pool.accelerator and pool.accelerator != node.accelerator:
-        return False
-    return all(node.labels.get(k) == v for k, v in pool.labels.items())
-
-
-def _fits(pool: Pool, node: NodeFacts) -> int:
-    rooms = [node.cpus / pool.cpus]
-    if pool.gpus:  # fractions do not span GPUs
-        rooms.append(int(node.gpus) * int(1 / pool.gpus) if pool.gpus < 1 else node.gpus / pool.gpus)
-    if pool.memory_gib:
-        rooms.append(node.memory_bytes / (pool.memory_gib * 2**30))
-    return int(min(rooms))
+def _have(nodes: Sequence[NodeFacts]) -> str:
+    return "; ".join(_has(node) for node in nodes)
 
 
 def _has(node: NodeFacts) -> str:
@@ -240,7 +266,3 @@ def pools_as_json(pools: Mapping[str, Pool]) -> dict[str, Any]:
 
 def pools_from_json(data: Mapping[str, Any]) -> dict[str, Pool]:
     return {name: Pool(**value) for name, value in data.items()}
-
-
-def node_as_json(node: NodeFacts) -> dict[str, Any]:
-    return asdict(node)

@@ -12,18 +12,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from .document import Document, check, read_document
+from .document import Document, check, read_document, suggest
 from .errors import InputError, Problem
 
+MAX_IMAGE_PX = 64_000_000
+WAYS = ("left", "right", "up", "down")
+TRANSITIONS = ("cut", "crossfade", "fadeblack", "fadewhite", *(f"{m}{w}" for m in ("wipe", "slide") for w in WAYS))
 MAX_SECONDS = 6 * 3600.0  # of one shot
 Text = Annotated[str, StringConstraints(max_length=8000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$")]
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=8000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Fps = Annotated[float, Field(gt=0, le=240, allow_inf_nan=False)]
+Fps = Annotated[float, Field(ge=0.1, le=240, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
-CODECS = ("h264", "h265", "av1", "vp9", "prores")
 
 
 class Strict(BaseModel):
@@ -157,6 +159,7 @@ def _check_together(raw_shots: list[Any], document: Document) -> list[Problem]:
     """What holds between keys of a shot and between shots; looks at raw values, so that no other fault hides these."""
     problems: list[Problem] = []
     seen: dict[str, int] = {}
+    ids: set[str] = {s["id"] for s in raw_shots if isinstance(s, dict) and isinstance(s.get("id"), str)}
 
     def fault(i: int, key: str, message: str) -> None:
         place: tuple[str | int, ...] = ("shots", i, key) if key else ("shots", i)
@@ -178,9 +181,39 @@ def _check_together(raw_shots: list[Any], document: Document) -> list[Problem]:
             if shot_id in seen:
                 fault(i, "id", f"{name}.id must be unique, got {shot_id!r}, which is also shots[{seen[shot_id]}]")
             seen.setdefault(shot_id, i)
+        source = shot.get("continue_from")
+        if isinstance(source, str) and (source not in ids or source == shot_id):
+            fault(
+                i, "continue_from", f"{name}.continue_from must name another shot, got {source!r}{suggest(source, ids)}"
+            )
+        kind = shot["transition"].get("kind") if isinstance(shot.get("transition"), dict) else None
+        if isinstance(kind, str) and kind not in TRANSITIONS:
+            fault(
+                i, "transition", f"{name}.transition.kind must be a known one, got {kind!r}{suggest(kind, TRANSITIONS)}"
+            )
+        schedule = shot.get("prompts")
+        times: list[Any] = [p.get("at") for p in schedule if isinstance(p, dict)] if isinstance(schedule, list) else []
+        is_plain = all(isinstance(t, int | float) for t in times)
+        if times and is_plain and (times[0] != 0 or any(b <= a for a, b in pairwise(times))):
+            fault(i, "prompts", f"{name}.prompts must begin at 0 and go up, got {', '.join(f'{t:g}' for t in times)}")
+        for key in ("image", "last_image"):
+            if isinstance(shot.get(key), str) and (reason := _unreadable(Path(document.file).parent / shot[key])):
+                fault(i, key, f"{name}.{key} must be a picture that can be read, got {shot[key]!r}: {reason}")
         if i == 0 and "transition" in shot:
             fault(i, "transition", f"{name}.transition must not be there: the first shot has nothing to come from")
     return problems
+
+
+def _unreadable(path: Path) -> str:
+    """Why an image cannot be used, or nothing; reads its header only."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as picture:
+            width, height = picture.size
+    except (OSError, ValueError, Image.DecompressionBombError) as e:
+        return str(e).splitlines()[0] or type(e).__name__
+    return "" if width * height <= MAX_IMAGE_PX else f"{width}x{height} are more than {MAX_IMAGE_PX} pixels"
 
 
 def json_schema() -> str:

@@ -6,6 +6,7 @@ Video is converted to BT.709, limited range, and tagged so. Groups of pictures a
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import ffmpeg
@@ -75,13 +76,14 @@ def _command(stream: Any) -> list[str]:
 
 def metadata_text(request: JoinClips) -> str:
     """The film's metadata and one chapter per shot, in ffmpeg's ffmetadata format."""
-    numerator, denominator = request.fps.split("/")
+    frame_us = 1_000_000 / Fraction(request.fps)  # a time base of 1/fps could exceed what containers hold
     lines = [";FFMETADATA1", *(f"{key}={_escaped(value)}" for key, value in request.metadata)]
     start = 0
     for name, num_frames in request.chapters:
-        lines += ["[CHAPTER]", f"TIMEBASE={denominator}/{numerator}", f"START={start}", f"END={start + num_frames}"]
+        end = start + num_frames
+        lines += ["[CHAPTER]", "TIMEBASE=1/1000000", f"START={round(start * frame_us)}", f"END={round(end * frame_us)}"]
         lines.append(f"title={_escaped(name)}")
-        start += num_frames
+        start = end
     return "\n".join(lines) + "\n"
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from farm.errors import InputError
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Where diffusers keeps the classes we use: importing them from there spares its top level (measured: 2 s less).
 HOMES = {
@@ -35,7 +37,13 @@ def load_component(folder: str, component: str, *, dtype: str, device: str) -> A
     path = str(Path(folder) / component)
     if component.startswith(("scheduler", "tokenizer")):
         return cls.from_pretrained(path)
-    module = cls.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True).eval().requires_grad_(False)
+    module, told = cls.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True)
+    lacking = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in told.get(kind, ()))
+    if lacking:  # they would be drawn at random, under a key that says nothing of it
+        raise InputError(
+            f"{path} must hold all weights of {name}: {', '.join(lacking[:3])} are missing or of other shapes"
+        )
+    module.eval().requires_grad_(False)
     own_memory(module)
     return module.to(device)
 

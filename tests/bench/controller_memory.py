@@ -31,9 +31,9 @@ def main() -> None:
 def film() -> float:
     """Peak memory of the controller's process in MiB, sampled while a film is made."""
     from cluster.hardware import Connection
-    from farm.pools import Pool, Replicas, pools_as_json
+    from farm.pools import Bounds, Pool, pools_as_json
 
-    pools = {"all": Pool(stages=["encode", "denoise", "decode", "assemble"], replicas=Replicas(min=4, max=4))}
+    pools = {"all": Pool(stages=["encode", "denoise", "decode", "assemble"], replicas=Bounds(min=4, max=4))}
     connection = Connection(None, pools)
     import ray
     from in_process import resolve_board

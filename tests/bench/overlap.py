@@ -24,7 +24,7 @@ from farm.checkpoint import find_checkpoint
 from farm.film import job_id_of
 from farm.journal import Job, write_job
 from farm.plan import make_plan
-from farm.pools import Pool, Replicas, numerics, pools_as_json
+from farm.pools import Bounds, Pool, numerics, pools_as_json
 from farm.store import Store
 
 NUM_SHOTS = 12
@@ -42,7 +42,7 @@ def main() -> None:
 
 def measure(model: Path, root: Path, replicas: int) -> dict[str, float]:
     """Seconds from submitting a film until it is complete, once all replicas have started and done a warm-up film."""
-    bounds = Replicas(min=replicas, max=replicas)
+    bounds = Bounds(min=replicas, max=replicas)
     pools = {
         "encode": Pool(stages=["encode"], replicas=bounds),
         "denoise": Pool(stages=["denoise"], replicas=bounds),

@@ -51,7 +51,7 @@ STORYBOARDS: dict[str, tuple[bytes, int | None, str, tuple[str, ...]]] = {
         1, "", ("too large once its aliases are expanded",),
     ),
     "endless nesting": (b"[" * 200 + b"]" * 200, 1, "", ("nested too deeply",)),
-    "a python tag": (plus("negative_prompt: !!python/object/apply:os.system [id]"), 1, "negative_prompt", ("",)),
+    "a python tag": (plus("style: !!python/object/apply:os.system [id]"), 1, "style", ("tags are not used",)),
     "an own tag": (plus("negative_prompt: !thing x"), 1, "negative_prompt", ("tags are not used",)),
     "unknown key": (plus("sed: 3"), 1, "sed", ("did you mean seed?",)),
     "unknown key of a shot": (swap("frames: 9", "frame: 9"), 8, "shots[0].frame", ("did you mean frames?",)),
@@ -64,7 +64,7 @@ STORYBOARDS: dict[str, tuple[bytes, int | None, str, tuple[str, ...]]] = {
     "a number for a prompt": (swap("prompt: a red ball", "prompt: 3"), 7, "shots[0].prompt", ("text",)),
     "fps not a number": (swap("fps: 8", "fps: .nan"), 3, "fps", ("nan",)),
     "fps infinite": (swap("fps: 8", "fps: .inf"), 3, "fps", ("inf",)),
-    "fps zero": (swap("fps: 8", "fps: 0"), 3, "fps", ("greater than 0",)),
+    "fps zero": (swap("fps: 8", "fps: 0"), 3, "fps", ("at least 0.1",)),
     "seed negative": (plus("seed: -1"), 1, "seed", ("at least 0",)),
     "seed too large": (plus("seed: 9223372036854775808"), 1, "seed", ("less than",)),
     "steps zero": (swap("steps: 2", "steps: 0"), 4, "steps", ("at least 1",)),
@@ -114,6 +114,23 @@ STORYBOARDS: dict[str, tuple[bytes, int | None, str, tuple[str, ...]]] = {
     "a prompt schedule": (
         swap("prompt: a red ball", "prompts: [{at: 0, prompt: x}]"), 7, "shots[0].prompts", ("not available yet",),
     ),
+    "a missing image": (GOOD.encode() + b"    image: no.png\n", 9, "shots[0].image", ("can be read",)),
+    "an unreadable image": (GOOD.encode() + b"    image: film.yaml\n", 9, "shots[0].image", ("cannot identify",)),
+    "going on from nowhere": (
+        GOOD.encode() + b"    continue_from: oen\n", 9, "shots[0].continue_from", ("must name another shot",),
+    ),
+    "an unknown transition": (
+        GOOD.encode() + b"  - {id: two, prompt: x, frames: 5, transition: {kind: crosfade}}\n",
+        9, "shots[1].transition", ("did you mean crossfade?",),
+    ),
+    "an unsorted schedule": (
+        swap("prompt: a red ball", "prompts: [{at: 0, prompt: x}, {at: 5, prompt: y}, {at: 2, prompt: z}]"),
+        7, "shots[0].prompts", ("begin at 0 and go up",),
+    ),
+    "brackets without end": (b"a: " + b"[" * 200_000, 1, "", ("nested too deeply",)),
+    "dashes without end": (b"- " * 100_000, 1, "", ("nested too deeply",)),
+    "a forced number": (plus("seed: !!int abc"), 1, "seed", ("cannot be read",)),
+    "a number of 5000 digits": (plus("seed: " + "9" * 5000), 1, "seed", ("cannot be read",)),
     "an image": (GOOD.encode() + b"    image: hill.png\n", 9, "shots[0].image", ("not available yet",)),
     "a key without a value": (swap("prompt: a red ball", "prompt:"), 7, "shots[0].prompt", ("has no value",)),
     "null": (swap("frames: 9", "frames: null"), 8, "shots[0].frames", ("has no value",)),
@@ -209,6 +226,31 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def class_list(folder: Path) -> None:
+    edit(folder / "model_index.json", _class_name=["WanPipeline"])
+
+
+def patch_number(folder: Path) -> None:
+    edit(folder / "transformer" / "config.json", patch_size=2)
+
+
+def no_config(folder: Path) -> None:
+    (folder / "vae" / "config.json").unlink()
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+
+
+def no_tensors(folder: Path) -> None:
+    weights = next((folder / "vae").glob("*.safetensors"))
+    weights.write_bytes((2).to_bytes(8, "little") + b"{}")
+
+
+def no_time(folder: Path) -> None:
+    edit(folder / "vae" / "config.json", scale_factor_temporal=0)
+
+
 CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no model_index.json": (no_index, "not in diffusers format"),
     "broken model_index.json": (broken_index, "readable JSON"),
@@ -219,6 +261,12 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no weights": (no_weights, "no safetensors"),
     "pickled weights": (pickled, "pickle"),
     "truncated weights": (truncated, "damaged: must have"),
+    "a list of classes": (class_list, "known pipeline class"),
+    "a patch size that is a number": (patch_number, "damaged"),
+    "no config": (no_config, "must have config.json"),
+    "no tokenizer.json": (no_tokenizer, "must have tokenizer.json"),
+    "no tensors": (no_tensors, "damaged"),
+    "a factor of zero": (no_time, "scale factors must be at least 1"),
     "weights that are none": (garbage, "not a safetensors file"),
 }
 
@@ -240,7 +288,7 @@ def test_bad_checkpoints_are_refused(
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("model", ["no/such-model", "./nowhere", "nonsense"])
+@pytest.mark.parametrize("model", ["no/such-model", "./nowhere", "nonsense", "x" * 5000])
 def test_models_that_are_nowhere_are_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     board = tmp_path / "film.yaml"
     board.write_text(f"model: {model}\n{GOOD}")

@@ -79,10 +79,11 @@ def test_doctor_finds_this_installation_fit(capsys: pytest.CaptureFixture[str]) 
     assert any("ffmpeg" in line and line.startswith("ok") for line in lines)
 
 
-def test_an_unknown_command_is_exit_code_2() -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["paint"])
-    assert stopped.value.code == 2
+def test_faults_of_the_command_line_are_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["paint"]) == 2
+    assert main(["render", "x.yaml", "--store", "", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["status"] == "failed"
+    assert main(["--help"]) == 0
 
 
 def test_the_console_script_is_there() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from farm.errors import InputError, Problem
 from farm.failure import GiveUp, Retry, after_failure
-from farm.pools import NodeFacts, Pool, Replicas, cannot_fit, cpus_asked, default_pools, faults_together, stages_of
+from farm.pools import Bounds, NodeFacts, Pool, cannot_fit, cpus_asked, default_pools, faults_together, stages_of
 from farm.scaling import may_leave, num_replicas_wanted
 from farm.task import Attempt, Outcome
 
@@ -64,10 +64,10 @@ NODES = [
 @pytest.mark.parametrize(
     ("pool", "fits"),
     [
-        (Pool(stages=["denoise"], gpus=1, replicas=Replicas(min=4, max=9)), True),
-        (Pool(stages=["denoise"], gpus=1, replicas=Replicas(min=5, max=9)), False),
-        (Pool(stages=["denoise"], gpus=0.25, replicas=Replicas(min=8, max=9)), True),
-        (Pool(stages=["denoise"], gpus=0.75, cpus=1, replicas=Replicas(min=5, max=9)), False),
+        (Pool(stages=["denoise"], gpus=1, replicas=Bounds(min=4, max=9)), True),
+        (Pool(stages=["denoise"], gpus=1, replicas=Bounds(min=5, max=9)), False),
+        (Pool(stages=["denoise"], gpus=0.25, replicas=Bounds(min=8, max=9)), True),
+        (Pool(stages=["denoise"], gpus=0.75, cpus=1, replicas=Bounds(min=5, max=9)), False),
         (Pool(stages=["denoise"], accelerator="H100"), True),
         (Pool(stages=["denoise"], accelerator="L4"), False),
         (Pool(stages=["denoise"], labels={"pool": "dit"}), True),

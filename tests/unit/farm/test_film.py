@@ -86,6 +86,22 @@ def test_the_job_id_is_of_the_film_not_of_its_file(wan: Checkpoint, tmp_path: Pa
     assert job_id_of(film_of(again, seed=7), again) == one
 
 
+def test_continuity_and_style_are_part_of_the_job(wan: Checkpoint) -> None:
+    ids = [
+        job_id_of(film_of(wan, **board), wan)
+        for board in ({}, {"continuity": {"mode": "extend"}}, {"continuity": {"chunk_frames": 17}}, {"style": "x"})
+    ]
+    assert len(set(ids)) == 4
+    joined, split = film_of(wan, style="x y"), film_of(wan, style="y", shots=[SHOT | {"prompt": "a ball x"}])
+    assert joined.shots[0].prompt == split.shots[0].prompt
+    assert job_id_of(joined, wan) != job_id_of(split, wan)
+
+
+def test_the_default_overlap_fits_into_short_chunks(wan: Checkpoint) -> None:
+    shot = film_of(wan, continuity={"chunk_frames": 5}, shots=[SHOT | {"frames": 5}]).shots[0]
+    assert (shot.chunk_frames, shot.overlap_frames) == (5, 1)
+
+
 def test_a_film_survives_json(wan: Checkpoint) -> None:
     film = film_of(wan)
     assert Film.from_json(film.as_json()) == film

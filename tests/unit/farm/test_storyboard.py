@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import yaml
 from in_process import resolve_board
+from PIL import Image
 
 from farm.checkpoint import find_checkpoint
 from farm.errors import InputError
@@ -45,7 +46,11 @@ shots:
 """
 
 
-def test_the_example_is_valid_but_for_what_is_not_available_yet(tiny_wan: Path) -> None:
+def test_the_example_is_valid_but_for_what_is_not_available_yet(
+    tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (96, 64)).save("hill.png")
     with pytest.raises(InputError) as caught:
         resolve_board(EXAMPLE, find_checkpoint(str(tiny_wan), beside=Path()))
     problems = caught.value.problems

@@ -96,9 +96,9 @@ def test_joining_copies_packets() -> None:
 def test_chapters_follow_each_other_and_metadata_is_escaped() -> None:
     text = metadata_text(JoinClips("mp4", (("a", 48), ("b", 24)), "24/1", (("title", "a=b;c#d\\e"),)))
     assert "title=a\\=b\\;c\\#d\\\\e" in text
-    assert text.count("TIMEBASE=1/24") == 2
-    assert "START=0\nEND=48" in text
-    assert "START=48\nEND=72" in text
+    assert text.count("TIMEBASE=1/1000000") == 2
+    assert "START=0\nEND=2000000" in text
+    assert "START=2000000\nEND=3000000" in text
 
 
 def test_a_canceled_clip_leaves_no_ffmpeg_behind() -> None:
