@@ -66,9 +66,17 @@ WAN = ModelCard(
 FAMILIES: dict[str, ModelCard] = {"WanPipeline": WAN}
 
 # What the built-in model changes of its family's card.
-BUILTIN: dict[str, Any] = dict(
-    name="builtin", size=(96, 64), fps=8.0, steps=20, guidance=4.0, chunk_frames=17, max_tokens=32
-)
+BUILTIN: dict[str, Any] = {
+    "name": "builtin", "size": (96, 64), "fps": 8.0, "steps": 20, "guidance": 4.0, "chunk_frames": 17, "max_tokens": 32,
+    # least squares over 60 held-out clips of its autoencoder: explains 81 % of the variance of 8x8 blocks
+    "latent_rgb": (
+        (-0.224, -0.637, -1.459), (-0.111, 0.213, 0.104), (-0.103, -0.223, 0.549), (1.16, 1.099, 1.14),
+        (0.056, -0.189, 0.114), (0.229, 0.402, 0.455), (0.14, -0.043, 0.048), (-0.169, -0.275, -0.071),
+        (-0.111, -0.273, 0.961), (-0.12, -0.927, -1.286), (1.004, 1.033, 1.776), (0.286, 1.298, 1.075),
+        (-0.371, 0.309, 0.253), (-0.669, -0.913, -2.534), (-0.449, 0.188, -0.686), (-0.393, -1.171, -2.191),
+        (-0.168, -0.201, -0.136),
+    ),
+}  # fmt: skip
 
 
 def wan_card(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> ModelCard:

@@ -72,6 +72,14 @@ def find_checkpoint(name: str, *, beside: Path) -> Checkpoint:
     raise InputError(f"model must be builtin, a folder or a hub id (org/name), got {name!r}: there is no such folder")
 
 
+def rgb_matrix_of(folder: str) -> cards.Matrix:
+    """The map from latent channels to RGB for previews of the model in a folder; empty where none is known."""
+    if Path(folder) == BUILTIN_FOLDER:
+        matrix: cards.Matrix = cards.BUILTIN.get("latent_rgb", ())
+        return matrix
+    return cards.WAN21_RGB if _read_config(Path(folder) / "transformer").get("in_channels", 16) == 16 else ()
+
+
 def _fetch(hub_id: str) -> Path:
     """Bring a checkpoint from the hub into its local cache (config and safetensors files only)."""
     from huggingface_hub import snapshot_download

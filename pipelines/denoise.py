@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from farm.cards import WAN21_RGB
+from farm.cards import Matrix
+from farm.checkpoint import rgb_matrix_of
 from farm.task import Denoise
 
 from .families import wan
@@ -26,13 +27,20 @@ PREVIEW_EVERY_S = 1.0  # a preview costs some 6 ms; nobody looks more often
 
 
 def denoise(
-    latents_BCFHW: torch.Tensor, *, steps: int, scheduler: Any, predict: wan.Predict, progress: Progress
+    latents_BCFHW: torch.Tensor,
+    *,
+    steps: int,
+    scheduler: Any,
+    predict: wan.Predict,
+    progress: Progress,
+    rgb_matrix: Matrix = (),
 ) -> torch.Tensor:
     """Take noise to latents.
 
     Args:
         latents_BCFHW: noise, float32.
         predict: the family's model with its guidance: (latents, timestep) to a prediction of the latents' shape.
+        rgb_matrix: for previews, one row a latent channel, then the bias.
     Raises:
         TaskCanceled: between two steps.
     """
@@ -44,7 +52,7 @@ def denoise(
         prediction = predict(latents_BCFHW, t)
         latents_BCFHW = scheduler.step(prediction, t, latents_BCFHW, return_dict=False)[0]
         if time.monotonic() - shown_at > PREVIEW_EVERY_S:
-            progress.preview, shown_at = preview_png(latents_BCFHW), time.monotonic()
+            progress.preview, shown_at = preview_png(latents_BCFHW, rgb_matrix), time.monotonic()
         progress.advance(i + 1, steps)
     return latents_BCFHW
 
@@ -55,14 +63,14 @@ def draw_noise(shape: Sequence[int], *, seed: int, device: str) -> torch.Tensor:
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).to(device)
 
 
-def preview_png(latents_BCFHW: torch.Tensor) -> bytes:
+def preview_png(latents_BCFHW: torch.Tensor, rgb_matrix: Matrix) -> bytes:
     """The middle frame as a small PNG by a linear map from latent channels to RGB; empty where no map is known."""
     from PIL import Image
 
-    matrix = torch.tensor(WAN21_RGB)
     middle_CHW = latents_BCFHW[0, :, latents_BCFHW.shape[2] // 2].float().cpu()
-    if middle_CHW.shape[0] != len(matrix) - 1:
+    if len(rgb_matrix) != middle_CHW.shape[0] + 1:
         return b""
+    matrix = torch.tensor(rgb_matrix)
     rgb_HW3 = torch.einsum("chw,cr->hwr", middle_CHW, matrix[:-1]) + matrix[-1]
     picture = ((rgb_HW3 + 1) * 127.5).clamp(0, 255).byte().numpy()
     buffer = io.BytesIO()
@@ -76,7 +84,7 @@ class Stage:
     """Holds the transformer (both experts where there are two) and the scheduler, nothing else."""
 
     def __init__(self, model: str, *, dtype: str = "float32") -> None:
-        self.device = best_device()
+        self.device, self.rgb_matrix = best_device(), rgb_matrix_of(model)
         index = json.loads((Path(model) / "model_index.json").read_text())
         names = ["transformer", "scheduler"] + (["transformer_2"] if index.get("boundary_ratio") is not None else [])
         self.components = {c: load_component(model, c, dtype=dtype, device=self.device) for c in names}
@@ -92,5 +100,6 @@ class Stage:
             scheduler=self.components["scheduler"],
             predict=predict,
             progress=progress,
+            rgb_matrix=self.rgb_matrix,
         )
         return Result(save({"latents": latents_BCFHW.cpu().contiguous()}))

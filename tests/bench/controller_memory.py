@@ -54,11 +54,11 @@ def film() -> float:
     job = Job(job_id_of(made, checkpoint), made, checkpoint, "")
     write_job(store, job)
     controller = start_controller("memory", store.root, pools_as_json(pools), package="stand_ins")
-    ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
+    name = ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
     everybody = psutil.Process().children(recursive=True)
     process = next(p for p in everybody if "ray::Controller" in " ".join(p.cmdline()))
     peak = 0
-    while ray.get(controller.view.remote(job.id), timeout=60)["status"] == "active":
+    while ray.get(controller.view.remote(name), timeout=60)["status"] == "active":
         peak = max(peak, process.memory_info().rss)
         time.sleep(0.05)
     connection.close()

@@ -135,8 +135,8 @@ def farm(model: str, steps: int) -> dict[str, Any]:
         made = resolve_board(settings, checkpoint).film
         job = Job(job_id_of(made, checkpoint), made, checkpoint, "")
         write_job(store, job)
-        ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
-        while (view := ray.get(controller.view.remote(job.id, wait_s=0.5), timeout=60))["status"] == "active":
+        name = ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
+        while (view := ray.get(controller.view.remote(name, wait_s=0.5), timeout=60))["status"] == "active":
             pass
         assert view["status"] == "completed", view
         return dict(view)

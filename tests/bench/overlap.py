@@ -56,15 +56,15 @@ def measure(model: Path, root: Path, replicas: int) -> dict[str, float]:
         controller = start_controller(f"overlap-{replicas}", str(root), pools_as_json(pools), package="stand_ins")
         while not all(r["node"] for r in ray.get(controller.list_replicas.remote(), timeout=60)):
             time.sleep(0.2)
-        for name, num_shots in (("warm-up", 2 * replicas), ("film", NUM_SHOTS)):
-            shots = [{"id": f"s{i}", "prompt": f"{name} {i}", "frames": 5, "seed": i} for i in range(num_shots)]
+        for what, num_shots in (("warm-up", 2 * replicas), ("film", NUM_SHOTS)):
+            shots = [{"id": f"s{i}", "prompt": f"{what} {i}", "frames": 5, "seed": i} for i in range(num_shots)]
             film = resolve_board({"size": "64x48", "guidance": 1.0, "shots": shots}, checkpoint).film
-            job = Job(job_id_of(film, checkpoint), film, checkpoint, name)
+            job = Job(job_id_of(film, checkpoint), film, checkpoint, what)
             write_job(store, job)
             plan = make_plan(film, checkpoint, numerics(pools), container="mp4", stills=False)
             started = time.monotonic()
-            ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
-            while (view := ray.get(controller.view.remote(job.id, wait_s=0.5), timeout=60))["status"] == "active":
+            name = ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
+            while (view := ray.get(controller.view.remote(name, wait_s=0.5), timeout=60))["status"] == "active":
                 pass
             seconds = time.monotonic() - started
             assert view["status"] == "completed", view

@@ -176,13 +176,18 @@ def test_a_hub_id_is_found_in_the_local_cache(tiny_wan: Path, tmp_path: Path) ->
     assert "could not be had from the hub" in missing.told
 
 
-def test_a_stage_that_fails_ends_the_render_and_keeps_what_exists(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_stage_that_fails_ends_the_render_and_keeps_what_exists(replicas: int, tmp_path: Path) -> None:
+    pools = tmp_path / "pools.yaml"
+    bounds = f"{{min: {replicas}, max: {replicas}}}"
+    pools.write_text(
+        f"pools: {{denoise: {{stages: [encode, denoise]}}, media: {{stages: [decode], replicas: {bounds}}}}}\n"
+    )
     model = make_wan(tmp_path / "wan")
     config = model / "vae" / "config.json"
     config.write_text(config.read_text().replace('"base_dim": 4', '"base_dim": 8'))  # weights of another shape
     board = write_board(tmp_path, model)
-    argv = ("render", board, "--store", tmp_path / "store", "--json")
-    failed = farm(*argv)
+    failed = farm("render", board, "--store", tmp_path / "store", "--pools", pools, "--json")
     assert failed.code == 3, failed.told
     assert "Traceback" not in failed.told
     assert failed.answer["status"] == "failed"

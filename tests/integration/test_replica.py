@@ -93,14 +93,18 @@ def test_a_film_on_stand_ins_leaves_a_whole_ledger(local_ray: Any, tiny_wan: Pat
     job = Job(job_id_of(film, checkpoint), film, checkpoint, "")
     write_job(store, job)
     controller = start_controller("ledger", store.root, pools_as_json(POOLS), package="stand_ins")
-    assert ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60) == 9
-    assert ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60) == 9  # it is followed
-    while (view := ray.get(controller.view.remote(job.id, wait_s=0.5), timeout=60))["status"] == "active":
-        assert view["to_run"] == 9
-    assert view["status"] == "completed", view
+    names = ray.get([controller.submit.remote(job.id, container="mp4", stills=False) for _ in range(2)], timeout=60)
+    other = ray.get(controller.submit.remote(job.id, container="mkv", stills=False), timeout=60)
+    assert names[0] == names[1] != other  # the second door follows; another container is another rendering
+    assert ray.get(controller.cancel.remote(names[0]), timeout=10) is False  # the other door still waits for it
+    for name in (names[0], other):
+        while (view := ray.get(controller.view.remote(name, wait_s=0.5), timeout=60))["status"] == "active":
+            assert view["to_run"] == 9
+        assert view["status"] == "completed", view
+        assert view["run"] == 9
     assert set(view["stage_s"]) == {"encode", "denoise", "decode", "assemble"}
-    wait_until("the ledger", lambda: len(read_attempts(store, job.id)) == 9)
     attempts = read_attempts(store, job.id)
+    assert len(attempts) == 10  # eight tasks are shared, each film is joined by itself
     assert {a.outcome for a in attempts} == {"succeeded"}
     assert all(a.queued_at <= a.started_at <= a.ended_at and a.node and a.output_bytes for a in attempts)
     spans = sorted((a.started_at, a.ended_at) for a in attempts)

@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import load, save
 from tiny_checkpoints import make_wan
 
-from farm.errors import TaskCanceled
+from farm.cards import WAN21_RGB
+from farm.errors import InputError, TaskCanceled
 from farm.task import Decode, Denoise, EncodeText
 from pipelines import decode, denoise, encode
 from pipelines.frames import read_lossless, write_lossless
@@ -39,6 +40,16 @@ def test_a_stage_loads_nothing_but_its_own_components(module: object, own: set[s
     for folder in [f for f in model.iterdir() if f.is_dir() and f.name not in own]:
         shutil.rmtree(folder)
     module.Stage(str(model))  # type: ignore[attr-defined]
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> None:
+    model = make_wan(tmp_path / "wan")
+    file = model / "text_encoder" / "model.safetensors"
+    weights = load(file.read_bytes())
+    del weights[next(k for k in weights if k.endswith("SelfAttention.q.weight"))]
+    file.write_bytes(save(weights, {"format": "pt"}))
+    with pytest.raises(InputError, match=r"must hold all weights of UMT5EncoderModel"):
+        encode.Stage(str(model))
 
 
 def test_the_denoise_stage_stops_between_two_steps(tiny_wan: Path) -> None:
@@ -77,9 +88,9 @@ def test_decode_keeps_as_many_frames_as_asked(tiny_wan: Path) -> None:
 
 
 def test_a_preview_is_a_small_picture() -> None:
-    picture = Image.open(io.BytesIO(denoise.preview_png(torch.randn(SHAPE))))
+    picture = Image.open(io.BytesIO(denoise.preview_png(torch.randn(SHAPE), WAN21_RGB)))
     assert picture.size == (64, 48)
-    assert denoise.preview_png(torch.randn(1, 5, 3, 6, 8)) == b""  # no map is known for five channels
+    assert denoise.preview_png(torch.randn(1, 5, 3, 6, 8), WAN21_RGB) == b""  # no map is known for five channels
 
 
 @settings(max_examples=20, deadline=None)
