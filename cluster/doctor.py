@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 
 from farm.checkpoint import BUILTIN_FOLDER
-from farm.pools import Pool, asked, cannot_fit, cpus_asked, default_pools
+from farm.pools import Pool, asked, cannot_fit, cpus_asked, default_pools, without_kinds
 
-from .hardware import num_cpus, num_gpus, this_machine
+from .hardware import Connection, num_cpus, num_gpus, this_machine
 
 Line = tuple[str, str, str]  # ok | warning | failure, what, words
 GIB = 2**30
@@ -23,11 +25,11 @@ ENCODERS = {"h264": "libx264", "h265": "libx265", "av1": "libsvtav1", "vp9": "li
 
 
 def examine(pools: Mapping[str, Pool] | None) -> int:
-    """Print all lines; 0 unless one of them is a failure, then 1."""
+    """Print all lines; 0 unless one of them is a failure, then 3: a render would fail."""
     lines = [*_software(), *_ffmpeg(), *_room(), *_pools(pools)]
     for state, what, words in lines:
         print(f"{state:<8} {what:<13} {words}")
-    return 1 if any(state == "failure" for state, _, _ in lines) else 0
+    return 3 if any(state == "failure" for state, _, _ in lines) else 0
 
 
 def _software() -> Iterator[Line]:
@@ -79,14 +81,27 @@ def _room() -> Iterator[Line]:
 
 
 def _pools(pools: Mapping[str, Pool] | None) -> Iterator[Line]:
+    """Against the cluster of RAY_ADDRESS where that is set, else against this machine."""
     cpus, gpus = num_cpus(), num_gpus()
     pools = pools or default_pools(num_cpus=cpus, num_gpus=gpus)
-    here = this_machine(pools)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        with closing(Connection(address, {})):
+            from actors.pool import cluster_nodes
+
+            nodes = cluster_nodes()
+    else:
+        pools, nodes = without_kinds(pools), [this_machine(pools)]
+    lacking = cannot_fit(pools, nodes)
     for name, pool in pools.items():
-        lacking = cannot_fit({name: pool}, [here])
-        words = f"{', '.join(pool.stages)} on {asked(pool)}; {pool.replicas.min} to {pool.replicas.max} replicas"
-        yield ("failure", f"pool {name}", lacking[0]) if lacking else ("ok", f"pool {name}", words)
-    if cpus_asked(pools) > cpus:
+        most = pool.replicas.max
+        words = f"{', '.join(pool.stages)} on {asked(pool)}; at most {most} replica{'s' if most > 1 else ''}"
+        mine = [line for line in lacking if line.startswith(f"pool {name} ")]
+        yield ("failure", f"pool {name}", mine[0]) if mine else ("ok", f"pool {name}", words)
+    for line in lacking:
+        if line.startswith("the pools together"):
+            yield "failure", "pools", line
+    if not address and cpus_asked(pools) > cpus:
         yield (
             "warning", "pools",
             f"the pools ask for {cpus_asked(pools)} CPUs, this machine has {cpus}: a local Ray declares as many, and "

@@ -66,7 +66,7 @@ def test_a_report_of_no_job_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_doctor_tells_what_pools_lack(capsys: pytest.CaptureFixture[str]) -> None:
-    assert examine({"all": Pool(stages=["encode", "denoise", "decode"], gpus=8)}) == 1
+    assert examine({"all": Pool(stages=["encode", "denoise", "decode"], gpus=8)}) == 3
     shown = capsys.readouterr().out
     assert "failure  pool all" in shown
     assert "8 GPU" in shown
