@@ -15,23 +15,22 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from farm.checkpoint import Checkpoint, find_checkpoint
 from farm.errors import InputError, Problem, RenderError, StoreError
-from farm.film import Film, container_of, job_id_of, resolve
-from farm.journal import Job, publish_film, write_job
-from farm.plan import Plan, make_plan, tasks_to_run
-from farm.pools import Pool, cannot_fit, default_pools, load_pools, numerics, pools_as_json, without_kinds
+from farm.journal import publish_film, write_job
+from farm.plan import tasks_to_run
+from farm.pools import cannot_fit, load_pools, pools_as_json, without_kinds
 from farm.store import Store
-from farm.storyboard import json_schema, load_storyboard
+from farm.storyboard import json_schema
 
+from .answer import Answer
 from .deliver import Target, deliver, read_target
-from .hardware import Connection, num_cpus, num_gpus, this_machine
+from .hardware import Connection, this_machine
+from .order import Order, open_store, read_order
 from .tables import model_rows, model_table, plan_table
 
 NEWS_S = 0.5  # how long one question to the controller waits for news
@@ -120,93 +119,6 @@ def given(text: str) -> str:
 
 def given_path(text: str) -> Path:
     return Path(given(text))
-
-
-class Answer:
-    """What `--json` will print: filled in as the command goes on, so that a failure tells what was known."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self.as_json = as_json
-        self.started = time.monotonic()
-        self.data: dict[str, Any] = {
-            "job": None, "status": "failed", "film": None, "width": None, "height": None, "fps": None, "frames": None,
-            "seconds": None, "shots": [], "tasks": {"total": 0, "run": 0, "reused": 0, "retried": 0}, "wall_s": 0.0,
-            "stage_s": {}, "seams": [], "errors": [],
-        }  # fmt: skip
-
-    def tell_film(self, film: Film, job: str) -> None:
-        width, height = film.delivered_px
-        shots = [{"id": s.id, "frames": s.num_frames, "chunks": len(s.chunks), "clip": None} for s in film.shots]
-        self.data |= {
-            "job": job, "width": width, "height": height, "fps": film.output_fps, "frames": film.num_delivered,
-            "seconds": film.num_delivered / film.output_fps, "shots": shots,
-        }  # fmt: skip
-
-    def fail(self, code: int, problems: Sequence[Problem]) -> int:
-        statuses = {2: "failed", 3: "failed", 130: "canceled"}
-        self.data |= {"status": statuses[code], "errors": [p.as_json() for p in problems]}
-        for problem in problems:
-            print(f"farm: {problem}", file=sys.stderr)
-        return self.finish(code)
-
-    def finish(self, code: int) -> int:
-        self.data["wall_s"] = round(time.monotonic() - self.started, 3)
-        if self.as_json:
-            print(json.dumps(self.data), flush=True)
-        return code
-
-
-@dataclass(frozen=True)
-class Order:
-    """A storyboard that has been read, checked and planned."""
-
-    job: Job
-    plan: Plan
-    pools: dict[str, Pool]
-    store: Store
-    container: str
-    missing: set[str]
-    warnings: tuple[str, ...]
-
-
-def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_cluster: bool = False) -> Order:
-    """Check everything that can be checked without Ray; writes nothing.
-
-    Raises:
-        InputError: with all faults of the storyboard.
-    """
-    draft = load_storyboard(args.storyboard)
-    pools = load_pools(args.pools) if args.pools else _made_pools(on_cluster=on_cluster)
-    model = args.model or (draft.top.model if draft.top else None)
-    checkpoint: Checkpoint | None = None
-    faults: tuple[Problem, ...] = ()
-    if model is not None:
-        try:
-            checkpoint = find_checkpoint(model, beside=Path.cwd() if args.model else args.storyboard.parent)
-        except InputError as e:
-            faults = e.problems if args.model else tuple(draft.document.problem(("model",), str(p)) for p in e.problems)
-    resolved = resolve(draft, checkpoint, model_problems=faults)
-    assert checkpoint is not None
-    film = resolved.film
-    container = container_of(target.suffix, film.codec)
-    store = Store(args.store or os.environ.get("LONGTAKE_STORE") or ".longtake")
-    store.check()
-    job = Job(job_id_of(film, checkpoint), film, checkpoint, args.storyboard.read_text("utf-8-sig"))
-    plan = make_plan(film, checkpoint, numerics(pools), container=container, stills=target.folder is not None)
-    missing = tasks_to_run(plan.tasks, plan.targets, store.has)
-    answer.tell_film(film, job.id)
-    answer.data["tasks"] |= {"total": len(plan.tasks), "reused": len(plan.tasks) - len(missing)}
-    return Order(job, plan, pools, store, container, missing, resolved.warnings)
-
-
-def _made_pools(*, on_cluster: bool) -> dict[str, Pool]:
-    """Pools for the hardware of the connected cluster or of this machine."""
-    if not on_cluster:
-        return default_pools(num_cpus=num_cpus(), num_gpus=num_gpus())
-    from actors.pool import cluster_nodes
-
-    nodes = cluster_nodes()
-    return default_pools(num_cpus=int(max(n.cpus for n in nodes)), num_gpus=int(sum(n.gpus for n in nodes)))
 
 
 # -- farm render
@@ -384,7 +296,7 @@ def run_models(args: argparse.Namespace, answer: Answer) -> int:
 
 
 def run_report(args: argparse.Namespace, answer: Answer) -> int:
-    store = Store(args.store or os.environ.get("LONGTAKE_STORE") or ".longtake")
+    store = open_store(args.store)
     print(draw_report(store, args.job))
     return 0
 

@@ -1,0 +1,79 @@
+"""A storyboard and the options beside it, read, checked and planned: everything that can be done without Ray."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from farm.checkpoint import Checkpoint, find_checkpoint
+from farm.errors import InputError, Problem
+from farm.film import container_of, job_id_of, resolve
+from farm.journal import Job
+from farm.plan import Plan, make_plan, tasks_to_run
+from farm.pools import Pool, default_pools, load_pools, numerics
+from farm.store import Store
+from farm.storyboard import load_storyboard
+
+from .answer import Answer
+from .deliver import Target
+from .hardware import num_cpus, num_gpus
+
+
+def open_store(uri: str | None) -> Store:
+    """The store that was named, else $LONGTAKE_STORE, else .longtake in the working folder."""
+    return Store(uri or os.environ.get("LONGTAKE_STORE") or ".longtake")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A storyboard that has been read, checked and planned."""
+
+    job: Job
+    plan: Plan
+    pools: dict[str, Pool]
+    store: Store
+    container: str
+    missing: set[str]
+    warnings: tuple[str, ...]
+
+
+def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_cluster: bool = False) -> Order:
+    """Check everything that can be checked without Ray; writes nothing.
+
+    Raises:
+        InputError: with all faults of the storyboard.
+    """
+    draft = load_storyboard(args.storyboard)
+    pools = load_pools(args.pools) if args.pools else _made_pools(on_cluster=on_cluster)
+    model = args.model or (draft.top.model if draft.top else None)
+    checkpoint: Checkpoint | None = None
+    faults: tuple[Problem, ...] = ()
+    if model is not None:
+        try:
+            checkpoint = find_checkpoint(model, beside=Path.cwd() if args.model else args.storyboard.parent)
+        except InputError as e:
+            faults = e.at(key="--model").problems if args.model else tuple(draft.document.problem(("model",), str(p)) for p in e.problems)
+    resolved = resolve(draft, checkpoint, model_problems=faults)
+    assert checkpoint is not None
+    film = resolved.film
+    container = container_of(target.suffix, film.codec)
+    store = open_store(args.store)
+    store.check()
+    job = Job(job_id_of(film, checkpoint), film, checkpoint, args.storyboard.read_text("utf-8-sig"))
+    plan = make_plan(film, checkpoint, numerics(pools), container=container, stills=target.folder is not None)
+    missing = tasks_to_run(plan.tasks, plan.targets, store.has)
+    answer.tell_film(film, job.id)
+    answer.data["tasks"] |= {"total": len(plan.tasks), "reused": len(plan.tasks) - len(missing)}
+    return Order(job, plan, pools, store, container, missing, resolved.warnings)
+
+
+def _made_pools(*, on_cluster: bool) -> dict[str, Pool]:
+    """Pools for the hardware of the connected cluster or of this machine."""
+    if not on_cluster:
+        return default_pools(num_cpus=num_cpus(), num_gpus=num_gpus())
+    from actors.pool import cluster_nodes
+
+    nodes = cluster_nodes()
+    return default_pools(num_cpus=int(max(n.cpus for n in nodes)), num_gpus=int(sum(n.gpus for n in nodes)))
