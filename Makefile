@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY := passive
 export GOMP_SPINCOUNT := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow check install bench format clean
+.PHONY: demo test test-slow check install bench pictures format clean
 
 demo: install
 	$(BIN)/farm render examples/demo.yaml --store .longtake --out demo.mp4
@@ -34,6 +34,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 bench: install  # make bench NAME=overlap
 	PYTHONPATH=tests $(BIN)/python tests/bench/$(NAME).py
+
+pictures: install  # the README's
+	$(BIN)/python docs/pictures.py
 
 format:
 	$(BIN)/ruff format .

@@ -38,6 +38,8 @@ class Rendering:
     in_flight: int = 0  # attempts that have not been written to the ledger yet
 
     def __post_init__(self) -> None:
+        self.clips = {shot.clip for shot in self.plan.shots}
+        self.num_shots_done = len(self.clips - self.to_run)
         self.cost = sum(self.plan.tasks[key].cost for key in self.to_run) or 1.0
 
     @property
@@ -51,6 +53,7 @@ class Rendering:
     def count(self, task: Task, attempt: Attempt) -> None:
         """A task of this film has succeeded."""
         self.num_run += 1
+        self.num_shots_done += task.key in self.clips
         self.cost_done += task.cost
         self.stage_s[task.stage] = self.stage_s.get(task.stage, 0.0) + attempt.run_s
         if task.stage == "denoise" and (at := attempt.info.get("first_step_at")):
@@ -63,6 +66,7 @@ class Rendering:
         slots = list(slots)
         return {
             "status": self.status, "errors": list(self.errors), "film": self.film, "to_run": len(self.to_run),
+            "shots": len(self.clips), "shots_done": self.num_shots_done,
             "run": self.num_run, "retried": self.num_retried, "stage_s": dict(self.stage_s), "left_s": left,
             "running": [self._running(s, self.plan.tasks[s.busy]) for s in slots if s.busy in self.plan.tasks],
             "starting": [s.name for s in slots if not s.node], "previews": dict(self.previews),

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from farm.document import read_document
 from farm.errors import InputError, Problem, RenderError, StoreError
 from farm.journal import publish_film, write_job
 from farm.plan import tasks_to_run
@@ -136,7 +137,7 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
             print(f"farm: warning: {warning}", file=sys.stderr)
         if order.missing:
             if address is None:
-                _refuse(cannot_fit(without_kinds(order.pools), [this_machine(order.pools)]))
+                _refuse(cannot_fit(without_kinds(order.pools), [this_machine(order.pools)]), order)
                 order.store.create()
             connection = connection or stack.enter_context(closing(Connection(address, order.pools)))
             view = render_missing(order, connection)
@@ -190,7 +191,7 @@ def render_missing(order: Order, connection: Connection) -> dict[str, Any]:
     from actors.pool import can_grow, cluster_nodes
 
     try:
-        _refuse([] if can_grow() else cannot_fit(order.pools, cluster_nodes()))
+        _refuse([] if can_grow() else cannot_fit(order.pools, cluster_nodes()), order)
         order.store.create()
         write_job(order.store, order.job)
         with StopRequest() as stop:  # after ray.init, which installs handlers of its own
@@ -200,7 +201,11 @@ def render_missing(order: Order, connection: Connection) -> dict[str, Any]:
         raise RenderError(f"the farm's controller failed: {reason}; the same command goes on from what exists") from e
 
 
-def _refuse(told: list[str]) -> None:
+def _refuse(told: list[Problem], order: Order) -> None:
+    """Refuse pools that can never be placed, with their line in the pools file where there is one."""
+    if told and order.pools_file:
+        document = read_document(order.pools_file.read_bytes(), file=str(order.pools_file))
+        told = [document.problem(tuple(p.key.split(".")), p.message) for p in told]
     if told:
         raise InputError(*told)
 

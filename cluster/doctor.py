@@ -96,11 +96,9 @@ def _pools(pools: Mapping[str, Pool] | None) -> Iterator[Line]:
     for name, pool in pools.items():
         most = pool.replicas.max
         words = f"{', '.join(pool.stages)} on {asked(pool)}; at most {most} replica{'s' if most > 1 else ''}"
-        mine = [line for line in lacking if line.startswith(f"pool {name} ")]
+        mine = [p.message for p in lacking if p.key == f"pools.{name}"]
         yield ("failure", f"pool {name}", mine[0]) if mine else ("ok", f"pool {name}", words)
-    for line in lacking:
-        if line.startswith("the pools together"):
-            yield "failure", "pools", line
+    yield from (("failure", "pools", p.message) for p in lacking if p.key == "pools")
     if not address and cpus_asked(pools) > cpus:
         yield (
             "warning", "pools",

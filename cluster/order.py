@@ -33,6 +33,7 @@ class Order:
     job: Job
     plan: Plan
     pools: dict[str, Pool]
+    pools_file: Path | None
     store: Store
     container: str
     missing: set[str]
@@ -54,7 +55,11 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
         try:
             checkpoint = find_checkpoint(model, beside=Path.cwd() if args.model else args.storyboard.parent)
         except InputError as e:
-            faults = e.at(key="--model").problems if args.model else tuple(draft.document.problem(("model",), str(p)) for p in e.problems)
+            faults = (
+                e.at(key="--model").problems
+                if args.model
+                else tuple(draft.document.problem(("model",), str(p)) for p in e.problems)
+            )
     resolved = resolve(draft, checkpoint, model_problems=faults)
     assert checkpoint is not None
     film = resolved.film
@@ -66,7 +71,7 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
     missing = tasks_to_run(plan.tasks, plan.targets, store.has)
     answer.tell_film(film, job.id)
     answer.data["tasks"] |= {"total": len(plan.tasks), "reused": len(plan.tasks) - len(missing)}
-    return Order(job, plan, pools, store, container, missing, resolved.warnings)
+    return Order(job, plan, pools, args.pools, store, container, missing, resolved.warnings)
 
 
 def _made_pools(*, on_cluster: bool) -> dict[str, Pool]:

@@ -39,8 +39,8 @@ class Lines(AbstractContextManager["Lines"]):
 
 
 def summary(view: dict[str, Any]) -> str:
-    """`4 of 9 tasks, denoise opening 12/20, decode meadow; 35 s left`."""
-    parts = [f"{view['run']} of {view['to_run']} tasks"]
+    """`1 of 2 shots, 4 of 9 tasks, denoise opening 12/20, decode meadow; 35 s left`."""
+    parts = [f"{view['shots_done']} of {view['shots']} shots, {view['run']} of {view['to_run']} tasks"]
     if view["starting"] and not view["running"]:
         parts.append(f"waiting for {len(view['starting'])} replicas to start")
     for r in view["running"][:4]:
@@ -85,7 +85,9 @@ class Bars(AbstractContextManager["Bars"]):
         self.bars.stop()
 
     def __call__(self, view: dict[str, Any]) -> None:
-        note = f"{duration(view['left_s'])} left" if view["left_s"] is not None else "starting replicas"
+        note = f"{view['shots_done']} of {view['shots']} shots"
+        note += f", {duration(view['left_s'])} left" if view["left_s"] is not None else ""
+        note += "  starting replicas" if view["starting"] and not view["running"] else ""
         previews = list(view["previews"].values())
         note += f"  preview: {previews[-1]}" if previews else ""
         self.bars.update(self.film, total=view["to_run"], completed=view["run"], note=note)

@@ -128,8 +128,20 @@ def contact_sheet(clip: bytes, *, num_frames: int = SHEET_FRAMES, height_px: int
 
 
 def stage_table(attempts: Sequence[Attempt]) -> str:
-    """Per stage: attempts, seconds, memory."""
-    head = ("stage", "attempts", "failed", "run s", "median s", "load s", "queue s", "GPU s", "peak MiB", "MiB out")
+    """Per stage: attempts, seconds, and the largest memory: of the process so far, and of the GPU in that attempt."""
+    head = (
+        "stage",
+        "attempts",
+        "failed",
+        "run s",
+        "median s",
+        "load s",
+        "queue s",
+        "GPU s",
+        "process MiB",
+        "GPU MiB",
+        "MiB out",
+    )
     rows = []
     for stage in STAGES:
         mine = [a for a in attempts if a.stage == stage]
@@ -139,7 +151,9 @@ def stage_table(attempts: Sequence[Attempt]) -> str:
             stage, len(mine), sum(a.outcome != "succeeded" for a in mine), f"{sum(a.run_s for a in mine):.2f}",
             f"{median(a.run_s for a in mine):.3f}", f"{sum(a.load_s for a in mine):.2f}",
             f"{sum(a.queue_s for a in mine):.2f}", f"{sum(a.gpu_s for a in mine):.1f}",
-            f"{max(a.peak_memory_bytes for a in mine) / 2**20:.0f}", f"{sum(a.output_bytes for a in mine) / 2**20:.2f}",
+            f"{max(a.peak_memory_bytes for a in mine) / 2**20:.0f}",
+            f"{max(a.info.get('peak_gpu_bytes', 0) for a in mine) / 2**20:.0f}",
+            f"{sum(a.output_bytes for a in mine) / 2**20:.2f}",
         )  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     return f"<table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{''.join(rows)}</table>"

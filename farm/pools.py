@@ -185,20 +185,21 @@ def cpus_asked(pools: Mapping[str, Pool]) -> int:
     return sum(pool.cpus * pool.ranks * max(1, pool.replicas.min) for pool in pools.values())
 
 
-def cannot_fit(pools: Mapping[str, Pool], nodes: Sequence[NodeFacts]) -> list[str]:
+def cannot_fit(pools: Mapping[str, Pool], nodes: Sequence[NodeFacts]) -> list[Problem]:
     """What a fixed cluster could never place: a pool by itself, or the least replicas of all pools at once."""
     told = []
+    have = "; ".join(_has(node) for node in nodes)
     for name, pool in pools.items():
         wanted = max(1, pool.replicas.min) * pool.ranks
-        placed = _place([(pool, wanted)], nodes)
-        if placed < wanted:
-            told.append(
-                f"pool {name} asks for {wanted} x ({asked(pool)}), the cluster has room for {placed}: {_have(nodes)}"
-            )
+        room = _place([(pool, wanted)], nodes)
+        if room < wanted:
+            words = f"pool {name} asks for {wanted} x ({asked(pool)}), the cluster has room for {room}: {have}"
+            told.append(Problem(words, f"pools.{name}"))
     least = [(pool, pool.replicas.min * pool.ranks) for pool in pools.values()]
     if not told and _place(least, nodes) < sum(count for _, count in least):
         wants = "; ".join(f"{name} {pool.replicas.min} x ({asked(pool)})" for name, pool in pools.items())
-        told.append(f"the pools together ask for {wants}; the cluster has room for each, not for all: {_have(nodes)}")
+        words = f"the pools together ask for {wants}; the cluster has room for each, not for all: {have}"
+        told.append(Problem(words, "pools"))
     return told
 
 
@@ -246,10 +247,6 @@ def asked(pool: Pool) -> str:
     parts += [f"accelerator {pool.accelerator}"] if pool.accelerator else []
     parts += [f"label {k}={v}" for k, v in pool.labels.items()]
     return ", ".join(parts)
-
-
-def _have(nodes: Sequence[NodeFacts]) -> str:
-    return "; ".join(_has(node) for node in nodes)
 
 
 def _has(node: NodeFacts) -> str:

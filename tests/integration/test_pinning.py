@@ -13,7 +13,7 @@ from farm.store import Store
 POOLS = """\
 pools:
   encode:  {stages: [encode], gpus: 0.5, labels: {kind: small}}
-  denoise: {stages: [denoise], gpus: 1, labels: {kind: large}, replicas: {min: 0, max: 2}, dtype: float32}
+  denoise: {stages: [denoise], gpus: 1, accelerator: H100, replicas: {min: 0, max: 2}, dtype: float32}
   media:   {stages: [decode], labels: {kind: media}, memory_gib: 0.5}
 """
 BOARD = """\
@@ -29,7 +29,7 @@ shots:
 """
 NODES = [
     {"num_cpus": 2, "num_gpus": 1, "labels": {"kind": "small"}},
-    {"num_cpus": 2, "num_gpus": 2, "labels": {"kind": "large"}},
+    {"num_cpus": 2, "num_gpus": 2, "resources": {"accelerator_type:H100": 1}},
     {"num_cpus": 2, "memory": 2**31, "labels": {"kind": "media"}},
 ]
 POOL_OF = {"encode": "encode", "denoise": "denoise", "decode": "media", "assemble": "media"}
@@ -62,13 +62,13 @@ def test_every_attempt_ran_on_its_pools_nodes_and_two_films_share_the_pools(tiny
 
 def test_a_pool_that_can_never_fit_is_refused_with_what_there_is(tiny_wan: Path, tmp_path: Path) -> None:
     pools, board = tmp_path / "pools.yaml", tmp_path / "film.yaml"
-    pools.write_text(POOLS.replace("kind: large", "kind: huge"))
+    pools.write_text(POOLS.replace("H100", "B200"))
     board.write_text(BOARD.format(model=tiny_wan, seed=1))
     with emulated_cluster(NODES[:1]) as address:
         argv = ("--store", tmp_path / "store", "--pools", pools, "--address", address, "--json")
         refused = finish(start_farm("render", board, *argv))
     assert refused.code == 2, refused.told
-    assert "pool denoise asks for 1 x (1 CPU, 1 GPU, label kind=huge)" in refused.told
+    assert "pool denoise asks for 1 x (1 CPU, 1 GPU, accelerator B200)" in refused.told
     assert "kind=small" in refused.told
 
     assert not (tmp_path / "store").exists()

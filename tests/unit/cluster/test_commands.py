@@ -93,7 +93,8 @@ def test_the_console_script_is_there() -> None:
 
 
 VIEW = {
-    "status": "active", "run": 3, "to_run": 9, "left_s": 75.2, "starting": [], "previews": {"one": "preview-one.png"},
+    "status": "active", "run": 3, "to_run": 9, "shots": 2, "shots_done": 1,
+    "left_s": 75.2, "starting": [], "previews": {"one": "preview-one.png"},
     "running": [{"stage": "denoise", "label": "one", "step": 5, "num_steps": 20, "pool": "p", "replica": "p-0"}],
 }  # fmt: skip
 
@@ -104,7 +105,10 @@ def test_progress_in_plain_lines() -> None:
         show(VIEW)
         show(VIEW)
     shown = stream.getvalue().splitlines()
-    assert shown == ["Film: 3 of 9 tasks, denoise one 5/20; 1 min 15 s left", "Film: preview of one: preview-one.png"]
+    assert shown == [
+        "Film: 1 of 2 shots, 3 of 9 tasks, denoise one 5/20; 1 min 15 s left",
+        "Film: preview of one: preview-one.png",
+    ]
 
 
 def test_waiting_for_replicas_is_told() -> None:

@@ -80,7 +80,15 @@ NODES = [
 def test_what_can_never_fit_is_told(pool: Pool, fits: bool) -> None:
     told = cannot_fit({"p": pool}, NODES)
     assert (not told) == fits
-    assert all("pool p asks for" in line and "4 GPU H100" in line for line in told)
+    assert all("pool p asks for" in p.message and "4 GPU H100" in p.message for p in told)
+
+
+def test_pools_that_fit_one_by_one_may_not_fit_together() -> None:
+    one = Pool(stages=["encode"], gpus=1)
+    (told,) = cannot_fit({"a": one, "b": one}, [NodeFacts("n", 8, 1, 2**33, None, {})])
+    assert "the pools together ask for a 1 x (1 CPU, 1 GPU)" in told.message
+    patient = Pool(stages=["denoise"], gpus=1, replicas=Bounds(min=0, max=1))  # may wait until the other leaves
+    assert not cannot_fit({"a": one, "b": patient}, [NodeFacts("n", 8, 1, 2**33, None, {})])
 
 
 def test_default_pools_serve_every_stage_on_any_machine() -> None:
