@@ -30,7 +30,7 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
 class GuidancePair(Strict):
@@ -76,38 +76,66 @@ class Shot(Strict):
     """One continuous take."""
 
     id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
+    """Names the shot; unique in the film."""
     prompt: Prompt | None = None
+    """What is seen; the film's style is joined to it."""
     prompts: Annotated[list[PromptAt], Field(min_length=1, max_length=10_000)] | None = None
+    """Instead of prompt: prompts that follow each other within the take."""
     seconds: Seconds | None = None
+    """Length, to the nearest frame."""
     frames: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Length in frames of the model, instead of seconds."""
     image: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """The picture that the shot begins with (PNG, JPEG or WebP), relative to the storyboard."""
     last_image: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """The picture that the shot ends on."""
     image_fit: Literal["cover", "contain", "stretch", "refuse"] = "refuse"
+    """What to do with a picture of another shape."""
     continue_from: str | None = None
+    """The id of the shot whose end this one goes on from."""
     transition: Transition | None = None
+    """How the shot begins; not on the first one."""
     model: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """A model of its own: builtin, a folder, or org/name[@revision]."""
     seed: Seed | None = None
+    """Of the noise; the film's if not given."""
     steps: Steps | None = None
+    """Denoising steps."""
     guidance: Scale | GuidancePair | None = None
+    """Classifier-free guidance; a pair for models with two experts."""
     negative_prompt: Text | None = None
+    """What guidance leads away from."""
     continuity: Continuity | None = None
+    """How the shot holds together when it is longer than one chunk."""
 
 
 class Storyboard(Strict):
     """A film as its author describes it."""
 
     title: Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f]*$")] = "untitled"
+    """Shown in the film's metadata and reports."""
     model: Annotated[str, StringConstraints(min_length=1)] = "builtin"
+    """builtin, a folder in diffusers format, or org/name[@revision] of the hub."""
     size: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")] | None = None
+    """WIDTHxHEIGHT of what the model generates; the card's if not given."""
     fps: Fps | None = None
+    """Frames a second of what the model generates; the card's if not given."""
     seed: Seed | None = None
+    """Of the noise of every shot without one of its own."""
     steps: Steps | None = None
+    """Denoising steps; the card's if not given."""
     guidance: Scale | GuidancePair | None = None
+    """Classifier-free guidance; the card's if not given; a pair for models with two experts."""
     negative_prompt: Text | None = None
+    """What guidance leads away from."""
     style: Text | None = None
+    """Joined to every prompt by one space."""
     continuity: Continuity | None = None
+    """How shots that are longer than one chunk hold together."""
     output: Output = Output()
+    """What is delivered."""
     shots: Annotated[list[Shot], Field(min_length=1, max_length=100_000)]
+    """The takes, in order."""
 
 
 class TopLevel(Storyboard):
