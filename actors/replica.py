@@ -86,7 +86,7 @@ def made_with() -> dict[str, str]:
 
 
 class Replica:
-    """See the module; made through `actors.pool.start_replica`."""
+    """See the module; made by `actors.pool.Replicas`."""
 
     def __init__(self, spec: ReplicaSpec) -> None:
         os.environ.update(THREAD_ENVIRONMENT)

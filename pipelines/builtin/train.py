@@ -315,6 +315,12 @@ def save_pipeline(out: Path, model: Denoiser) -> None:
         scheduler=architecture.scheduler(), transformer=copy.deepcopy(model.transformer).half(), expand_timesteps=True,
     )  # fmt: skip
     pipe.save_pretrained(out, safe_serialization=True)
+    for file in out.glob("*/config.json"):  # diffusers writes where it loaded from
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
+    for file in out.rglob("*.safetensors"):
+        file.chmod(0o644)
 
 
 if __name__ == "__main__":
