@@ -38,15 +38,19 @@ def take_all(dispatcher: Dispatcher, stages: list[Stage]) -> list[Task]:
     return taken
 
 
+def one_film(lengths: list[int]) -> tuple[dict[str, Task], Dispatcher]:
+    tasks, dispatcher = make_film("f", lengths), Dispatcher()
+    dispatcher.add_job("f", tasks, set(tasks))
+    return tasks, dispatcher
+
+
 def finish(dispatcher: Dispatcher, key: str) -> list[str]:
     dispatcher.computed(key)
     return dispatcher.finished(key)
 
 
 def test_the_longest_remaining_chain_goes_first() -> None:
-    tasks = make_film("f", [3, 9, 5])
-    dispatcher = Dispatcher()
-    dispatcher.add_job("f", tasks, set(tasks))
+    _tasks, dispatcher = one_film([3, 9, 5])
     for task in take_all(dispatcher, ["encode"]):
         finish(dispatcher, task.key)
     assert [t.cost for t in take_all(dispatcher, ["denoise"])] == [9, 5, 3]
@@ -82,9 +86,7 @@ def test_two_films_share_a_task_that_both_need() -> None:
 
 
 def test_a_task_avoids_replicas_where_it_failed_while_there_are_others() -> None:
-    tasks = make_film("f", [3])
-    dispatcher = Dispatcher()
-    dispatcher.add_job("f", tasks, set(tasks))
+    _tasks, dispatcher = one_film([3])
     (text,) = take_all(dispatcher, ["encode"])
     dispatcher.requeue(text.key, avoid=frozenset({"bad"}))
     assert dispatcher.take(ALL, replica="bad", peers=("bad", "good")) is None
@@ -94,18 +96,14 @@ def test_a_task_avoids_replicas_where_it_failed_while_there_are_others() -> None
 
 
 def test_a_task_that_failed_on_every_replica_goes_to_any() -> None:
-    tasks = make_film("f", [3])
-    dispatcher = Dispatcher()
-    dispatcher.add_job("f", tasks, set(tasks))
+    _tasks, dispatcher = one_film([3])
     (text,) = take_all(dispatcher, ["encode"])
     dispatcher.requeue(text.key, avoid=frozenset({"a", "b"}))
     assert dispatcher.take(ALL, replica="a", peers=("a", "b")) == text
 
 
 def test_users_wait_again_for_an_output_that_was_lost_before_it_was_safe() -> None:
-    tasks = make_film("f", [3])
-    dispatcher = Dispatcher()
-    dispatcher.add_job("f", tasks, set(tasks))
+    _tasks, dispatcher = one_film([3])
     (text,) = take_all(dispatcher, ["encode"])
     (latents,) = dispatcher.computed(text.key)
     dispatcher.requeue(text.key)
@@ -117,9 +115,7 @@ def test_users_wait_again_for_an_output_that_was_lost_before_it_was_safe() -> No
 
 
 def test_a_user_that_ran_meanwhile_is_tried_again_when_its_input_is_back() -> None:
-    tasks = make_film("f", [3])
-    dispatcher = Dispatcher()
-    dispatcher.add_job("f", tasks, set(tasks))
+    _tasks, dispatcher = one_film([3])
     (text,) = take_all(dispatcher, ["encode"])
     dispatcher.computed(text.key)
     (latents,) = take_all(dispatcher, ["denoise"])
@@ -132,9 +128,7 @@ def test_a_user_that_ran_meanwhile_is_tried_again_when_its_input_is_back() -> No
 
 
 def test_another_try_is_in_vain_once_an_input_has_failed() -> None:
-    tasks = make_film("f", [3])
-    dispatcher = Dispatcher()
-    dispatcher.add_job("f", tasks, set(tasks))
+    tasks, dispatcher = one_film([3])
     (text,) = take_all(dispatcher, ["encode"])
     dispatcher.computed(text.key)
     (latents,) = take_all(dispatcher, ["denoise"])
@@ -145,9 +139,7 @@ def test_another_try_is_in_vain_once_an_input_has_failed() -> None:
 
 
 def test_a_film_dropped_and_asked_for_again_waits_for_all_inputs_anew() -> None:
-    tasks = make_film("f", [3, 4])
-    dispatcher = Dispatcher()
-    dispatcher.add_job("f", tasks, set(tasks))
+    tasks, dispatcher = one_film([3, 4])
     running = take_all(dispatcher, ["encode"])
     dispatcher.drop_job("f")
     dispatcher.add_job("f", tasks, set(tasks))
@@ -179,9 +171,7 @@ def test_what_is_ready_is_counted_exactly() -> None:
 
 
 def test_a_failed_task_takes_down_what_needs_it_and_nothing_else() -> None:
-    tasks = make_film("f", [3, 4])
-    dispatcher = Dispatcher()
-    dispatcher.add_job("f", tasks, set(tasks))
+    tasks, dispatcher = one_film([3, 4])
     one, two = take_all(dispatcher, ["encode"])
     dead = dispatcher.fail(one.key)
     assert [tasks[k].stage for k in dead] == ["encode", "denoise", "decode", "assemble"]
@@ -191,9 +181,7 @@ def test_a_failed_task_takes_down_what_needs_it_and_nothing_else() -> None:
 
 
 def test_a_dropped_job_leaves_nothing_but_what_runs() -> None:
-    tasks = make_film("f", [3, 4])
-    dispatcher = Dispatcher()
-    dispatcher.add_job("f", tasks, set(tasks))
+    _tasks, dispatcher = one_film([3, 4])
     running = dispatcher.take(ALL, replica="r", peers=())
     assert running is not None
     assert dispatcher.drop_job("f") == [running.key]
