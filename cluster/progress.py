@@ -76,6 +76,7 @@ class Bars(AbstractContextManager["Bars"]):
         )  # fmt: skip
         self.film = self.bars.add_task(shortened(title, 28), total=None, note="starting")
         self.rows: dict[tuple[str, str], Any] = {}
+        self.seen: set[str] = set()
 
     def __enter__(self) -> Bars:
         self.bars.start()
@@ -88,8 +89,10 @@ class Bars(AbstractContextManager["Bars"]):
         note = f"{view['shots_done']} of {view['shots']} shots"
         note += f", {duration(view['left_s'])} left" if view["left_s"] is not None else ""
         note += "  starting replicas" if view["starting"] and not view["running"] else ""
-        previews = list(view["previews"].values())
-        note += f"  preview: {previews[-1]}" if previews else ""
+        for label, path in view["previews"].items():
+            if path not in self.seen:
+                self.seen.add(path)
+                self.bars.console.print(f"preview of {label}: {path}", markup=False, soft_wrap=True)
         self.bars.update(self.film, total=view["to_run"], completed=view["run"], note=note)
         now = {(r["stage"], r["label"]): r for r in view["running"]}
         for gone in self.rows.keys() - now.keys():
