@@ -17,7 +17,7 @@ import psutil
 from farm.errors import InputError, RenderError
 from farm.pools import NodeFacts, Pool, cpus_asked
 
-MAX_TEMP_PATH = 40  # Ray puts Unix sockets some 60 characters below it, and they end at 107
+MAX_TEMP_PATH = 20  # our folder, Ray's session and a Unix socket add 79 characters, and 107 are allowed
 
 
 def num_gpus() -> int:

@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("LONGTAKE_STORE", None)
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_checkpoints import make_wan
 
     return make_wan(tmp_path_factory.mktemp("checkpoints") / "wan")
+
+
+@pytest.fixture(autouse=True)
+def _own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stages leave for others to take goes with the test."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture(autouse=True)
