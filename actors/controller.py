@@ -26,7 +26,7 @@ from farm.task import Attempt, Task
 
 from .pool import Replicas, Slot, is_node_alive
 from .rendering import Rendering
-from .replica import Ran
+from .replica import Ran, Status
 
 TICK_S = 1.0
 MAX_ENDED = 100  # renderings that can still be asked for
@@ -313,14 +313,17 @@ class Controller:
             self._scale()
 
     async def _look_at(self, slot: Slot) -> None:
+        """Note what a replica is doing, and keep its preview where there is a new one."""
         with contextlib.suppress(ray.exceptions.RayError, TimeoutError, OSError):
-            status = await asyncio.wait_for(slot.handle.status.remote(), 5.0)
+            status: Status = await asyncio.wait_for(slot.handle.status.remote(), 5.0)
             slot.status = status
             node = self.dispatcher.nodes.get(status.task or "")
-            for rendering in self._wanted_by(node.task.key) if node and status.preview else ():
-                label = node.task.label if node else ""
-                path = f"jobs/{rendering.job.id}/preview-{label}.png"
-                rendering.previews[label] = await asyncio.to_thread(self.store.publish, path, status.preview)
+            if node is None or not status.preview:
+                return
+            for rendering in self._wanted_by(node.task.key):
+                path = f"jobs/{rendering.job.id}/preview-{node.task.label}.png"
+                kept = await asyncio.to_thread(self.store.publish, path, status.preview)
+                rendering.previews[node.task.label] = kept
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

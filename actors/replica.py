@@ -26,6 +26,7 @@ from typing import Any
 import ray
 
 from farm.errors import FarmError, InputError, StoreError, TaskCanceled
+from farm.pools import THREAD_ENVIRONMENT
 from farm.store import Store
 from farm.task import Outcome, Task
 
@@ -33,9 +34,6 @@ log = logging.getLogger(__name__)
 FETCH_TIMEOUT_S = 120.0  # for an input in the object store, before it is read from the store instead
 Loaded = tuple[str, tuple[tuple[str, str], ...]]  # folder and (component, fingerprint): a folder's weights may change
 MODEL_STAGES = {"encode", "denoise", "decode"}
-
-# Must stand before torch is imported: waiting threads of libgomp spin otherwise (58 times slower on a busy machine).
-THREAD_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farm.errors import InputError, Problem
+from farm.film import CODEC_CONTAINERS
 from farm.plan import Plan
 from farm.store import Store
 
 MARKER = ".longtake-frames"  # says that a folder's PNG files are ours to replace
 OURS = re.compile(r"\d{6,}\.png")
-SUFFIXES = (".mp4", ".mkv", ".webm", ".mov")
+SUFFIXES = tuple(dict.fromkeys(f".{c}" for containers in CODEC_CONTAINERS.values() for c in containers))
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from pathlib import Path
 import psutil
 
 from farm.checkpoint import BUILTIN_FOLDER
+from farm.film import CODEC_CONTAINERS
 from farm.pools import Pool, asked, cannot_fit, cpus_asked, default_pools, without_kinds
 
 from .hardware import Connection, num_cpus, num_gpus, this_machine
 
 Line = tuple[str, str, str]  # ok | warning | failure, what, words
 GIB = 2**30
-ENCODERS = {"h264": "libx264", "h265": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9", "prores": "prores_ks"}
 
 
 def examine(pools: Mapping[str, Pool] | None) -> int:
@@ -62,13 +62,15 @@ def _ffmpeg() -> Iterator[Line]:
     try:
         import imageio_ffmpeg
 
+        from pipelines.ffmpeg_commands import encoder_options
+
         program = imageio_ffmpeg.get_ffmpeg_exe()
         told = subprocess.run([program, "-hide_banner", "-encoders"], capture_output=True, text=True, timeout=30)
     except (ImportError, RuntimeError, OSError, subprocess.TimeoutExpired) as e:
         yield "failure", "ffmpeg", f"cannot be run: {e}; pip install imageio-ffmpeg"
         return
     have = {line.split()[1] for line in told.stdout.splitlines() if len(line.split()) > 1}
-    lacking = [codec for codec, encoder in ENCODERS.items() if encoder not in have]
+    lacking = [codec for codec in CODEC_CONTAINERS if encoder_options(codec, crf=0, gop=1)["vcodec"] not in have]
     yield ("warning" if lacking else "ok", "ffmpeg", f"lacks {', '.join(lacking)}" if lacking else "all encoders")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from farm.errors import InputError, RenderError
-from farm.pools import NodeFacts, Pool, cpus_asked
+from farm.pools import THREAD_ENVIRONMENT, NodeFacts, Pool, cpus_asked
 
 MAX_TEMP_PATH = 20  # our folder, Ray's session and a Unix socket add 79 characters, and 107 are allowed
 
@@ -47,8 +47,8 @@ def this_machine(pools: Mapping[str, Pool]) -> NodeFacts:
 
 def prepare_environment() -> None:
     """What must stand before ray is imported and is inherited by every process it starts."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    for name, value in THREAD_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

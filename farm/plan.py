@@ -8,12 +8,12 @@ from fractions import Fraction
 from typing import Any
 
 from .checkpoint import Checkpoint
-from .film import Film, FilmShot
+from .film import CODEC_CONTAINERS, Film, FilmShot
 from .keys import make_task
 from .task import Decode, Denoise, EncodeText, JoinClips, Task, WriteClip, WriteStills
 
 Numerics = Mapping[str, tuple[tuple[str, Any], ...]]  # stage to what its pools fix: dtype and the like
-CLIP_EXTENSION = {"h264": "mp4", "h265": "mp4", "av1": "mp4", "vp9": "webm", "prores": "mov"}
+CLIP_EXTENSION = {codec: containers[0] for codec, containers in CODEC_CONTAINERS.items()}
 
 
 @dataclass(frozen=True)

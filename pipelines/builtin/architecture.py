@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from .world import SYNONYMS, VOCABULARY
@@ -59,14 +58,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _whole_word(word: str) -> Any:
-    from tokenizers import Regex
-
     return Regex(rf"\b{word}\b")
 
 
 def scheduler() -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0)
-
-
-def num_parameters(*modules: torch.nn.Module) -> int:
-    return sum(p.numel() for m in modules for p in m.parameters())

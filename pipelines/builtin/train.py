@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning waits make two threads slower than one
 
@@ -178,11 +179,11 @@ def train_autoencoder(out: Path, work: Path, *, steps: int | None, seed: int, un
 
 
 @torch.no_grad()
-def set_latent_statistics(vae: torch.nn.Module, *, seed: int) -> None:
+def set_latent_statistics(vae: Any, *, seed: int) -> None:
     """Write the mean and standard deviation of each latent channel, over 200 clips, into the model's config."""
     rng = np.random.default_rng((seed, 1))
-    z = torch.cat([vae.encode(video).latent_dist.mode() for video in held_out(rng, count=200, num_frames=17)])  # type: ignore[operator]  # diffusers is untyped
-    vae.register_to_config(latents_mean=z.mean((0, 2, 3, 4)).tolist(), latents_std=z.std((0, 2, 3, 4)).tolist())  # type: ignore[operator]
+    z = torch.cat([vae.encode(video).latent_dist.mode() for video in held_out(rng, count=200, num_frames=17)])
+    vae.register_to_config(latents_mean=z.mean((0, 2, 3, 4)).tolist(), latents_std=z.std((0, 2, 3, 4)).tolist())
 
 
 def held_out(rng: np.random.Generator, *, count: int, num_frames: int) -> Iterator[torch.Tensor]:
@@ -192,13 +193,13 @@ def held_out(rng: np.random.Generator, *, count: int, num_frames: int) -> Iterat
 
 
 @torch.no_grad()
-def measure_autoencoder(vae: torch.nn.Module, *, seed: int) -> dict[str, float]:
+def measure_autoencoder(vae: Any, *, seed: int) -> dict[str, float]:
     """PSNR in dB on scenes that were not trained on: over all frames, of the first and the last."""
     figures: dict[str, float] = {}
     for num_frames, count in ((17, 40), (97, 6)):
         errors = []
         for video in held_out(np.random.default_rng((seed, num_frames)), count=count, num_frames=num_frames):
-            decoded = vae.decode(vae.encode(video).latent_dist.mode()).sample  # type: ignore[operator]
+            decoded = vae.decode(vae.encode(video).latent_dist.mode()).sample
             errors.append((((decoded - video) / 2) ** 2).mean((0, 1, 3, 4)))
         psnr = -10 * torch.log10(torch.stack(errors).mean(0))
         mean = -10 * math.log10(float(torch.stack(errors).mean()))

@@ -85,7 +85,7 @@ class Scene:
 
 
 def words_of(prompt: str) -> tuple[list[str], list[str]]:
-    """Split a prompt into the words of the vocabulary (synonyms replaced) and the words that will be ignored."""
+    """Split a prompt into the words of the vocabulary (synonyms replaced) and the words that are not in it."""
     words = [SYNONYMS.get(w, w) for w in re.findall(r"[a-z]+", prompt.lower())]
     return [w for w in words if w in VOCABULARY], [w for w in words if w not in VOCABULARY]
 

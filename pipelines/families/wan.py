@@ -70,4 +70,4 @@ def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     shape = (1, vae.config.z_dim, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents)
     inverse_std = 1.0 / torch.tensor(vae.config.latents_std).view(shape).to(latents)
-    return vae.decode(latents / inverse_std + mean, return_dict=False)[0]  # type: ignore[no-any-return]
+    return vae.decode(latents / inverse_std + mean, return_dict=False)[0]  # type: ignore[no-any-return]  # diffusers is untyped

@@ -100,7 +100,7 @@ def loop(model: str, steps: int) -> dict[str, Any]:
             clips.append(clip)
         join = JoinClips("mp4", tuple((s["id"], FRAMES) for s in wanted), "8/1", (("title", "x"),))
         joined = Stage().run(join, clips, Progress()).artifact
-        hashlib.sha256(joined.read_bytes()).hexdigest()  # type: ignore[union-attr]
+        hashlib.sha256(joined.read_bytes()).hexdigest()
 
     film(shots(1000, 1))
     cpu, started = cpu_seconds_of_tree(os.getpid()), time.monotonic()

@@ -23,7 +23,7 @@ def test_latents_equal_the_stock_pipeline_on_the_same_gpu(tmp_path: Path) -> Non
     plan = plan_of({"size": "128x96", "fps": 16, "steps": 6, "seed": 5, "guidance": 5.0, "shots": shots}, folder)
     made = run_plan(plan)
     (key,) = plan.tasks[plan.shots[0].frames].inputs
-    ours = load(made[key])["latents"]  # type: ignore[arg-type]
+    ours = load(made[key])["latents"]
 
     pipe = WanPipeline.from_pretrained(folder, dtype=torch.float32).to("cuda")
     pipe.set_progress_bar_config(disable=True)

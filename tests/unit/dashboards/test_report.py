@@ -15,7 +15,7 @@ from pipelines.frames import write_lossless
 def attempt(start: float, *, replica: str = "p-0", label: str = "a", outcome: str = "succeeded") -> Attempt:
     return Attempt(
         attempt_id=str(start), job="j", task="t", stage="denoise", label=label, pool="p", replica=replica, node="n",
-        queued_at=start - 1, started_at=start, ended_at=start + 2, outcome=outcome, run_s=1.5, load_s=0.5,  # type: ignore[arg-type]
+        queued_at=start - 1, started_at=start, ended_at=start + 2, outcome=outcome, run_s=1.5, load_s=0.5,
         peak_memory_bytes=2**30,
     )  # fmt: skip
 

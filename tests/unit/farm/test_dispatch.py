@@ -288,10 +288,10 @@ def test_a_hand_out_costs_logarithmic_time() -> None:
         dispatcher.add_job("f", tasks, set(tasks))
         compared = Counter[str]()
 
-        class Entry(tuple):  # type: ignore[type-arg]
+        class Entry(tuple):
             def __lt__(self, other: object) -> bool:
                 compared["n"] += 1  # noqa: B023  # read before the next round
-                return tuple.__lt__(self, other)  # type: ignore[operator]
+                return tuple.__lt__(self, other)
 
         heap = dispatcher.heaps["encode"]
         heap[:] = [Entry(e) for e in heap]

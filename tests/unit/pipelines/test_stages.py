@@ -39,7 +39,7 @@ def test_a_stage_loads_nothing_but_its_own_components(module: object, own: set[s
     model = make_wan(tmp_path / "wan", two_experts=True)
     for folder in [f for f in model.iterdir() if f.is_dir() and f.name not in own]:
         shutil.rmtree(folder)
-    module.Stage(str(model))  # type: ignore[attr-defined]
+    module.Stage(str(model))
 
 
 def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_stage_gives_the_same_bits_after_other_work(tiny_wan: Path) -> None:
 
 def test_embeddings_are_zero_after_the_last_token(tiny_wan: Path) -> None:
     made = encode.Stage(str(tiny_wan)).run(EncodeText("a red ball", 12), [], Progress()).artifact
-    embeds = load(made)["embeds"]  # type: ignore[arg-type]
+    embeds = load(made)["embeds"]
     assert embeds.shape == (1, 12, 32)
     assert embeds[0, :4].abs().sum() > 0  # three words and the end mark
     assert not embeds[0, 4:].any()
@@ -82,7 +82,7 @@ def test_embeddings_are_zero_after_the_last_token(tiny_wan: Path) -> None:
 def test_decode_keeps_as_many_frames_as_asked(tiny_wan: Path) -> None:
     latents = [save({"latents": torch.zeros(SHAPE)})]
     made = decode.Stage(str(tiny_wan)).run(Decode(7), latents, Progress()).artifact
-    frames = list(read_lossless(made))  # type: ignore[arg-type]
+    frames = list(read_lossless(made))
     assert len(frames) == 7
     assert frames[0].shape == (48, 64, 3)
 
