@@ -7,10 +7,12 @@ path, size and time of change, so that planning again costs a `stat` per file.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -211,22 +213,26 @@ class _Remembered:
     def __init__(self) -> None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self.file = root / "longtake" / "fingerprints.json"
-        self.known: dict[str, str] | None = None
+        self.reading = threading.Lock()
         self.changed = False
 
+    @functools.cached_property
+    def known(self) -> dict[str, str]:
+        try:
+            return dict(json.loads(self.file.read_text()))
+        except (OSError, TypeError, ValueError):
+            return {}
+
     def hash_of(self, path: Path) -> str:
-        if self.known is None:
-            try:
-                self.known = json.loads(self.file.read_text())
-            except (OSError, ValueError):
-                self.known = {}
+        with self.reading:  # components are hashed by several threads, which must share one table
+            known = self.known
         real, stat = path.resolve(), path.stat()
         entry = f"{real}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
-        if entry not in self.known:
+        if entry not in known:
             with real.open("rb") as f:
-                self.known[entry] = hashlib.file_digest(f, "sha256").hexdigest()
+                known[entry] = hashlib.file_digest(f, "sha256").hexdigest()
             self.changed = True
-        return self.known[entry]
+        return known[entry]
 
     def save(self) -> None:
         if not self.changed:
