@@ -34,6 +34,7 @@ class Denoise:
     boundary_ratio: float | None
     per_token_timesteps: bool
     seed: int
+    context_latents: int = 0  # clean latent frames at the chunk's start, the last ones of its last input
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,10 @@ def preview_png(latents_BCFHW: torch.Tensor, rgb_matrix: Matrix) -> bytes:
     return buffer.getvalue()
 
 
+def load_latents(artifact: Artifact) -> torch.Tensor:
+    return load(as_bytes(artifact))["latents"]
+
+
 class Stage:
     """Holds the transformer (both experts where there are two) and the scheduler, nothing else."""
 
@@ -91,9 +95,17 @@ class Stage:
 
     @torch.no_grad()
     def run(self, request: Denoise, inputs: Sequence[Artifact], progress: Progress) -> Result:
-        """`inputs` are the prompt's embeddings and, with guidance, the negative prompt's. Returns `latents`."""
-        embeds, *negative = (load(as_bytes(i))["embeds"].to(self.device) for i in inputs)
-        predict = wan.make_predict(self.components, request, embeds, negative[0] if negative else None)
+        """Returns `latents` (1, C, F, H, W), those of the context included.
+
+        Args:
+            inputs: the prompt's embeddings; with guidance the negative prompt's; with context the `latents` whose last
+                `request.context_latents` frames this chunk begins with.
+        """
+        tensors = [load(as_bytes(i)) for i in inputs]
+        embeds, *negative = (t["embeds"].to(self.device) for t in tensors if "embeds" in t)
+        known = request.context_latents
+        context = tensors[-1]["latents"][:, :, -known:].to(self.device) if known else None
+        predict = wan.make_predict(self.components, request, embeds, negative[0] if negative else None, context)
         latents_BCFHW = denoise(
             draw_noise(request.latent_shape, seed=request.seed, device=self.device),
             steps=request.steps,
@@ -102,4 +114,6 @@ class Stage:
             progress=progress,
             rgb_matrix=self.rgb_matrix,
         )
+        if context is not None:
+            latents_BCFHW[:, :, :known] = context
         return Result(save({"latents": latents_BCFHW.cpu().contiguous()}))

@@ -42,12 +42,14 @@ def text_encoder() -> UMT5EncoderModel:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; synonyms become their word before they are split, other words become <unk>."""
+    """One token a word; before they are split, synonyms become their word and other words go."""
     special = ["<pad>", "</s>", "<unk>"]
     vocabulary = {word: i for i, word in enumerate([*special, *VOCABULARY])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     replaced = [normalizers.Replace(_whole_word(a), b) for a, b in SYNONYMS.items()]
-    inner.normalizer = normalizers.Sequence([normalizers.Lowercase(), *replaced])
+    known = "|".join(VOCABULARY)
+    others = normalizers.Replace(Regex(rf"\b(?!(?:{known})\b)\w+\b"), "")
+    inner.normalizer = normalizers.Sequence([normalizers.Lowercase(), *replaced, others])
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation(behavior="removed")]
     )

@@ -60,7 +60,8 @@ SYNONYMS = {
     "beach": "sand", "street": "road", "asphalt": "road", "noon": "day", "daylight": "day", "dusk": "sunset",
     "evening": "sunset", "midnight": "night", "pan": "pans", "panning": "pans", "zoom": "zooms", "zooming": "zooms",
 }  # fmt: skip
-GLUE = ("a", "an", "the", "over", "on", "at", "in", "camera", "left", "right", "pans", "zooms")
+MIDDLE = "continued"  # ends the prompt of what is generated in the middle of a stream
+GLUE = ("a", "an", "the", "over", "on", "at", "in", "camera", "left", "right", "pans", "zooms", MIDDLE)
 VOCABULARY = tuple(
     dict.fromkeys([*GLUE, *COLOURS, *SHAPES, *(w for m in MOTIONS for w in m.split()), *GROUNDS, *SKIES])
 )
@@ -178,16 +179,24 @@ def path_of(scene: Scene, times_s: NDArray[np.float64]) -> tuple[Path, float, in
 
 def _object(scene: Scene, path: Path, radius: float, facing: int, x: Array, y: Array, image: Array) -> Array:
     """Draw the object and its shadow into `image` (T, H, W, C); x and y are the (zoomed) pixel coordinates."""
-    base = np.array(COLOURS[scene.colour], np.float32)
-    dark = base * 0.55
-    tint = 0.35 + 0.65 * np.array(SKIES[scene.sky][2], np.float32)
-    spins = scene.motion == "spins"
-    dx = (x - path.x) / radius
-    ground = CONTACT_PX - path.height
     fade = 1 / (1 + path.height / 9)
     shade = np.exp(-((((x - path.x) / (radius * 1.05)) ** 2 + ((y - CONTACT_PX) / 2.4) ** 2) ** 2))
     image = _over(image, 0.5 * fade * shade, np.zeros(3, np.float32))
+    alpha, colour = _figure(scene, path, radius, facing, x, y)
+    return _over(image, alpha, np.clip(colour, 0, 1) * object_tint(scene.sky))
 
+
+def object_tint(sky: str) -> Array:
+    return np.asarray(0.35 + 0.65 * np.array(SKIES[sky][2], np.float32))
+
+
+def _figure(scene: Scene, path: Path, radius: float, facing: int, x: Array, y: Array) -> tuple[Array, Array]:
+    """The object alone: its coverage (T, H, W) and its colour (T, H, W, C) by daylight."""
+    base = np.array(COLOURS[scene.colour], np.float32)
+    dark = base * 0.55
+    spins = scene.motion == "spins"
+    dx = (x - path.x) / radius
+    ground = CONTACT_PX - path.height
     colour: Array
     if scene.shape == "ball":
         dy = (y - ground + radius) / radius
@@ -242,7 +251,17 @@ def _object(scene: Scene, path: Path, radius: float, facing: int, x: Array, y: A
             colour = _over(_over(colour, tyre, np.full(3, 0.08, np.float32)), hub, np.full(3, 0.8, np.float32))
             alpha = np.maximum(alpha, tyre)
         light = 1.0 - 0.15 * v - 0.1
-    return _over(image, alpha, np.clip(colour * light[..., None], 0, 1) * tint)
+    return np.asarray(alpha), colour * light[..., None]
+
+
+def silhouettes(shape: str, *, radius: float, turns: NDArray[Any], spins: NDArray[Any], facing: int = 1) -> Array:
+    """Outlines of a shape, one for each pair of rad turned and spun: coverage (T, H, W), standing at column 48."""
+    still = np.zeros((len(turns), 1, 1), np.float32)
+    turn, spin = (np.asarray(a, np.float32)[:, None, None] for a in (turns, spins))
+    path = Path(still, still, still + 1, still + WIDTH / 2, still, turn, spin)
+    x, y = np.meshgrid(np.arange(WIDTH, dtype=np.float32) + 0.5, np.arange(HEIGHT, dtype=np.float32) + 0.5)
+    scene = Scene("red", shape, "spins" if spins.any() else "rolls", "grass", "day")
+    return _figure(scene, path, radius, facing, x[None], y[None])[0]
 
 
 def _sky(scene: Scene, pan: Array, drift: Array, x: Array, y: Array, rng: np.random.Generator) -> Array:

@@ -26,11 +26,19 @@ def encode_prompt(components: dict[str, Any], prompt: str, *, max_tokens: int) -
 
 
 def make_predict(
-    components: dict[str, Any], request: Denoise, embeds: torch.Tensor, negative_embeds: torch.Tensor | None
+    components: dict[str, Any],
+    request: Denoise,
+    embeds: torch.Tensor,
+    negative_embeds: torch.Tensor | None,
+    context: torch.Tensor | None = None,
 ) -> Predict:
     """The model's part of the loop: latents (B, C, F, H, W) and timestep to the guided prediction, same shape.
 
     The conditional pass goes first and alone, as in the stock pipeline; a batch of two would change bits.
+
+    Args:
+        context: clean latents (B, C, K, H, W) that the first K latent frames are replaced by, at timestep 0 (as Wan2.2
+            TI2V-5B takes its first frame); their part of the prediction means nothing.
     """
     high: Any = components["transformer"]
     low: Any = components.get("transformer_2")
@@ -42,12 +50,14 @@ def make_predict(
         is_high = boundary is None or bool(t >= boundary)
         model = high if is_high else low
         guidance = request.guidance if is_high else request.guidance_low
-        hidden = latents.to(model.dtype)
+        known = context.shape[2] if context is not None else 0
+        hidden = (torch.cat([context, latents[:, :, known:]], 2) if context is not None else latents).to(model.dtype)
         if request.per_token_timesteps:
             _, _, frames, rows, columns = latents.shape
             _, down, across = model.config.patch_size
-            tokens = frames * (rows // down) * (columns // across)
-            timestep = t.expand(latents.shape[0], tokens)
+            tokens_a_frame = (rows // down) * (columns // across)
+            timestep = t.repeat(latents.shape[0], frames * tokens_a_frame)
+            timestep[:, : known * tokens_a_frame] = 0
         else:
             timestep = t.expand(latents.shape[0])
 
@@ -64,10 +74,22 @@ def make_predict(
     return predict
 
 
+def encode_frames(vae: Any, frames: torch.Tensor) -> torch.Tensor:
+    """Frames in [-1, 1], (1, 3, T, H, W), to normalised latents (1, C, F, H, W): the mode, as the stock pipelines."""
+    z = vae.encode(frames.to(vae.device, vae.dtype)).latent_dist.mode()
+    mean, inverse_std = _statistics(vae, z)
+    return ((z - mean) * inverse_std).float()  # type: ignore[no-any-return]  # diffusers is untyped
+
+
 def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Normalised latents (1, C, F, H, W) to frames in [-1, 1], (1, 3, T, H, W)."""
     latents = latents.to(vae.device, vae.dtype)
-    shape = (1, vae.config.z_dim, 1, 1, 1)
-    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents)
-    inverse_std = 1.0 / torch.tensor(vae.config.latents_std).view(shape).to(latents)
+    mean, inverse_std = _statistics(vae, latents)
     return vae.decode(latents / inverse_std + mean, return_dict=False)[0]  # type: ignore[no-any-return]  # diffusers is untyped
+
+
+def _statistics(vae: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and inverse standard deviation of each latent channel, in the order of arithmetic of the stock pipelines."""
+    shape = (1, vae.config.z_dim, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean).view(shape).to(like)
+    return mean, 1.0 / torch.tensor(vae.config.latents_std).view(shape).to(like)
