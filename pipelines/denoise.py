@@ -81,7 +81,8 @@ def preview_png(latents_BCFHW: torch.Tensor, rgb_matrix: Matrix) -> bytes:
 
 
 def load_latents(artifact: Artifact) -> torch.Tensor:
-    return load(as_bytes(artifact))["latents"]
+    latents: torch.Tensor = load(as_bytes(artifact))["latents"]
+    return latents
 
 
 class Stage:

@@ -117,7 +117,7 @@ def held_out(count: int, *, salt: int) -> Iterator[tuple[world.Scene, int]]:
 
 def psnr_db(a: Array, b: Array) -> float:
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+    return float(10 * np.log10(255**2 / max(float(error), 1e-9)))
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------

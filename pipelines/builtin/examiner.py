@@ -116,7 +116,9 @@ def _background(sky: str, ground: str) -> Array:
     earth = [(dark + (light - dark) * ramp) * k * tint for k in (0.86, 0.92, 0.98, 1.03, 1.08)]
     sun = {"day": (1, 0.97, 0.8), "sunset": (1, 0.85, 0.42), "night": (0.92, 0.93, 0.85)}[sky]
     glow = [gradient + (np.array(sun) - gradient) * k for k in (0.35, 0.7, 1.0)]
-    cloud = {"day": [(1, 1, 1)], "sunset": [(1, 0.72, 0.62)], "night": []}[sky]
+    cloud: list[tuple[float, float, float]] = {"day": [(1.0, 1.0, 1.0)], "sunset": [(1.0, 0.72, 0.62)], "night": []}[
+        sky
+    ]
     clouds = [gradient + (np.array(c) - gradient) * k for c in cloud for k in (0.4, 0.75)]
     hill = [np.array(world.HILLS[ground])[None] * tint]
     things = {

@@ -27,6 +27,7 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.models.autoencoders import autoencoder_kl_wan
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from farm.cards import BUILTIN
 
@@ -85,7 +86,7 @@ class Run:
             torch.optim.Muon(list(self.as_matrix.values()), lr=muon, **scaled),
             torch.optim.AdamW(list(rest.values()), lr=adamw, betas=(0.9, 0.99), weight_decay=1e-4),
         ]
-        self.stepped = [self.as_matrix, rest]  # by optimizer: the tensors it steps, by name
+        self.stepped: list[dict[str, torch.Tensor]] = [self.as_matrix, {**rest}]
         self.peaks = (muon, adamw)
         self.step = 0
         if file.exists():
@@ -98,11 +99,12 @@ class Run:
 
     def update(self, gradients: Sequence[torch.Tensor]) -> None:
         """One step with gradients in the order of the model's parameters."""
-        for p, gradient in zip(self.named.values(), gradients, strict=True):
-            p.grad = gradient
+        gradient_of = dict(zip(self.named, gradients, strict=True))
+        for k, p in self.named.items():
+            p.grad = gradient_of[k]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for k, matrix in self.as_matrix.items():
-            matrix.grad = _as_matrix(self.named[k].grad)
+            matrix.grad = _as_matrix(gradient_of[k])
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * self.learning_rate()
@@ -137,9 +139,9 @@ class Run:
                 p.copy_(state[f"model.{k}"])
                 self.ema[k] = state[f"ema.{k}"]
         for optimizer, stepped in zip(self.optimizers, self.stepped, strict=True):
-            for k, p in stepped.items():
+            for k, tensor in stepped.items():
                 parts = {name.split("|")[0]: v for name, v in state.items() if name.endswith(f"|{k}")}
-                optimizer.state[p] = parts
+                optimizer.state[tensor] = parts
 
 
 def _is_hidden(name: str, p: torch.Tensor) -> bool:
@@ -248,7 +250,7 @@ class WholeClips:
         if module.mode == "upsample3d" and x.shape[2] > 1:
             later = module.time_conv(x[:, :, 1:]).unflatten(1, (2, x.shape[1]))  # (B, 2, C, T, H, W)
             x = torch.cat([x[:, :, :1], later.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)], 2)
-        batch, _, num_frames = x.shape[:3]
+        batch, num_frames = x.shape[0], x.shape[2]
         x = module.resample(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, num_frames)).transpose(1, 2)
         if module.mode == "downsample3d" and num_frames > 1:
             x = torch.cat([x[:, :, :1], module.time_conv(x)], 2)
@@ -376,10 +378,13 @@ def measure_autoencoder(clips: WholeClips, *, seed: int) -> dict[str, float]:
 
 CLIP_LATENTS = 10  # latent frames of an encoded clip: 37 frames
 WINDOW_LATENTS = 5  # what the model sees at once: 17 frames
-START_CONTEXTS = {0: 0.60, 1: 0.20, 2: 0.10, 3: 0.10}  # clean latent frames at the start of a stream, and how often
-MIDDLE_CONTEXTS = {0: 0.15, 1: 0.20, 2: 0.40, 3: 0.25}  # and in the middle of one
+START_CONTEXTS = {0: 0.55, 1: 0.20, 2: 0.12, 3: 0.08, 4: 0.05}  # clean latent frames at a stream's start: how often
+MIDDLE_CONTEXTS = {0: 0.25, 1: 0.15, 2: 0.35, 3: 0.15, 4: 0.10}  # and in the middle of one
 START_SHARE, CAPTION_DROP = 0.6, 0.1
-SHARD_CLIPS, SHARDS = 250, 8
+CONTEXT_NOISE = 0.15  # at most, on the context, so that the faults of one chunk do not grow in the next
+OBJECT_WEIGHT = 3.0  # of the part of the picture where objects are; the rest counts 1
+BATCH = 32
+SHARD_CLIPS, SHARDS = 250, 24
 
 
 class Denoiser(torch.nn.Module):
@@ -389,6 +394,13 @@ class Denoiser(torch.nn.Module):
         super().__init__()
         self.transformer, self.text_encoder = architecture.transformer(), architecture.text_encoder()
 
+    def begin_with(self, folder: Path) -> None:
+        """Take the weights of a saved model."""
+        for part in (self.transformer, self.text_encoder):
+            name = "transformer" if part is self.transformer else "text_encoder"
+            saved = type(part).from_pretrained(folder / name, dtype=torch.float32)
+            part.load_state_dict(saved.state_dict())
+
     def embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Token ids (B, L) to embeddings (B, L, D), zero after the last token as WanPipeline makes them."""
         hidden: torch.Tensor = self.text_encoder(ids, mask).last_hidden_state
@@ -397,7 +409,8 @@ class Denoiser(torch.nn.Module):
 
 def encode_clips(out: Path, work: Path, *, seed: int, shards: range) -> None:
     """Draw and encode clips: files of normalised latents (N, C, F, H, W) in float16 with the scenes' captions."""
-    vae = AutoencoderKLWan.from_pretrained(out / "vae", dtype=torch.float32).eval()
+    vae = AutoencoderKLWan.from_pretrained(out / "vae", dtype=torch.float32, disable_mmap=True).eval()
+    clips = WholeClips(vae)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     for shard in shards:
         file = work / f"latents-{shard:03d}.safetensors"
@@ -410,7 +423,7 @@ def encode_clips(out: Path, work: Path, *, seed: int, shards: range) -> None:
             frames = world.render(scene, num_frames=4 * CLIP_LATENTS - 3, first_frame=first)
             video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
             with torch.no_grad():
-                latents.append((vae.encode(video).latent_dist.mode() - mean) / std)
+                latents.append((clips.encode(video) - mean) / std)
             captions.append(scene.caption)
         temporary = file.with_suffix(".part")
         save_file({"latents": torch.cat(latents).half()}, temporary, {"captions": json.dumps(captions)})
@@ -427,39 +440,48 @@ def load_clips(work: Path) -> tuple[torch.Tensor, list[str]]:
     return torch.cat(latents), captions
 
 
-def train_transformer(out: Path, work: Path, *, steps: int | None, seed: int, until: float) -> None:
-    steps, batch = steps or 16_000, 32
+def train_transformer(out: Path, work: Path, options: Options) -> None:
+    steps, seed = options.steps or 16_000, options.seed
     encode_clips(out, work, seed=seed, shards=range(SHARDS))
     latents, captions = load_clips(work)
     torch.manual_seed(seed)
     model, tokenizer = Denoiser(), architecture.tokenizer()
-    run = Run(model, work / "transformer.safetensors", steps=steps, peak=2e-3, ema=0.999)
+    if options.begin_with:
+        model.begin_with(options.begin_with)
+    run = Run(model, work / "transformer.safetensors", steps=steps, muon=5e-3, adamw=2e-3, ema=0.999)
+    weight_HW = torch.ones(latents.shape[3:])
+    weight_HW[2:7, 4:9] = OBJECT_WEIGHT  # fixed, so that it does not move what is learned, only how fast
+    weight_HW /= weight_HW.mean()
 
-    def loss_at(step: int) -> torch.Tensor:
-        rng = np.random.default_rng((seed, 8, step))
+    def loss_at(step: int, half: int) -> torch.Tensor:
+        rng, batch = np.random.default_rng((seed, 8, step, half)), BATCH // Workers.HALVES
         chosen = rng.integers(len(captions), size=batch)
-        texts = ["" if rng.random() < CAPTION_DROP else captions[i] for i in chosen]
-        tokens = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt")
         starts = np.where(rng.random(batch) < START_SHARE, 0, rng.integers(1, CLIP_LATENTS - WINDOW_LATENTS + 1, batch))
+        marks = ["" if a == 0 else f" {world.MIDDLE}" for a in starts]
+        texts = [("" if rng.random() < CAPTION_DROP else captions[i]) + m for i, m in zip(chosen, marks, strict=True)]
+        tokens = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt")
         clean = torch.stack(
             [latents[i, :, a : a + WINDOW_LATENTS] for i, a in zip(chosen, starts, strict=True)]
-        ).float()
+        ).float()  # (B, C, F, H, W)
         context = [_draw(rng, START_CONTEXTS if a == 0 else MIDDLE_CONTEXTS) for a in starts]
         is_new = torch.arange(WINDOW_LATENTS)[None] >= torch.tensor(context)[:, None]  # (B, F)
         sigma = torch.from_numpy(1 / (1 + np.exp(-rng.normal(0.4, 1.1, batch)))).float()
         sigma_F = sigma[:, None] * is_new
+        blur_F = torch.from_numpy(rng.uniform(0, CONTEXT_NOISE, batch)).float()[:, None] * ~is_new
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
-        s = sigma_F[:, None, :, None, None]
+        s, blur = (x[:, None, :, None, None] for x in (sigma_F, blur_F))
         tokens_per_frame = clean.shape[3] // 2 * (clean.shape[4] // 2)
         timestep = (sigma_F * 1000).repeat_interleave(tokens_per_frame, dim=1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             text = model.embed(tokens.input_ids, tokens.attention_mask)
-            predicted = model.transformer((1 - s) * clean + s * noise, timestep, text, return_dict=False)[0]
-        error = ((predicted.float() - (noise - clean)) ** 2).mean((1, 3, 4))  # (B, F)
+            seen = (1 - s) * clean + (s + blur) * noise
+            predicted = model.transformer(seen, timestep, text, return_dict=False)[0]
+        error = ((predicted.float() - (noise - clean)) ** 2 * weight_HW).mean((1, 3, 4))  # (B, F)
         total: torch.Tensor = (error * is_new).sum() / is_new.sum()
         return total
 
-    done = drive(run, loss_at, until=until)
+    with sdpa_kernel([SDPBackend.MATH]):  # the fused kernel's backward is slow on CPUs for short sequences
+        done = drive(run, Workers(model, options.threads), loss_at, until=options.until)
     run.use_average()
     save_pipeline(out, model)
     print("phase complete" if done else "slice complete: run again to go on", flush=True)
