@@ -189,8 +189,11 @@ class Controller:
         for slot in list(self.replicas.slots.values()):
             if not slot.node or slot.busy is not None:
                 continue
-            peers = [other.name for other in self.replicas.of(slot.pool) if other.node]
-            task = self.dispatcher.take(self.replicas.stages[slot.pool], replica=slot.name, peers=peers)
+            peers = [other for other in self.replicas.of(slot.pool) if other.node]
+            task = self.dispatcher.take(
+                self.replicas.stages[slot.pool], replica=slot.name, peers=[p.name for p in peers],
+                idle=[p.name for p in peers if p.busy is None],
+            )  # fmt: skip
             if task is not None:
                 slot.busy = task.key
                 self._spawn(self._attempt(slot, task, self._wanted_by(task.key)))
@@ -205,7 +208,7 @@ class Controller:
             rendering.in_flight += 1
             rendering.working_since = rendering.working_since or time.time()
         try:
-            ran, size = await self._run(slot, task, [wanted_by[0].plan.tasks[key] for key in task.inputs])
+            ran, size = await self._run(slot, task, wanted_by[0].plan.inputs_of(task))
             attempt = self._record(slot, task, wanted_by[0].job.id, ran, size)
             told = {r.job.id for r in [*wanted_by, *self._wanted_by(task.key)]}
             with contextlib.suppress(OSError, StoreError):  # a lost row must not fail a film

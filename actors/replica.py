@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,21 @@ def made_with() -> dict[str, str]:
     return versions | {"cpu": torch.backends.cpu.get_cpu_capability() if torch else platform.machine()}
 
 
+class _Inputs(Sequence[bytes | Path]):
+    """A task's inputs, each fetched when it is asked for, so that a long shot's frames are never in memory together."""
+
+    def __init__(self, fetch: Callable[[Task, Any], bytes | Path], sources: Sequence[tuple[Task, Any]]) -> None:
+        self.fetch, self.sources = fetch, sources
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Inputs(self.fetch, self.sources[index])
+        return self.fetch(*self.sources[index])
+
+
 class Replica:
     """See the module; made by `actors.pool.Replicas`."""
 
@@ -91,7 +106,7 @@ class Replica:
         if not spec.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset for actors without GPUs: they would see all
         self.spec, self.store = spec, Store(spec.store_uri)
-        self.loaded: dict[str, tuple[Loaded, Any]] = {}  # stage to what it was loaded from, and its object
+        self.loaded: dict[str, dict[Loaded, Any]] = {}  # stage to its objects, by what they were loaded from
         self.unsaved: dict[str, tuple[Task, Any, dict[str, Any]]] = {}
         self.progress: Any = None
         self.current: str | None = None
@@ -153,8 +168,7 @@ class Replica:
 
             self.progress, self.current = Progress(canceled=task.key in self.canceled), task.key
             stage, load_s = self._stage(task.stage, (task.model, task.components))
-            values = [self._input(source, value) for source, value in inputs]
-            result = stage.run(task.request, values, self.progress)
+            result = stage.run(task.request, _Inputs(self._input, inputs), self.progress)
             self.unsaved[task.key] = (task, result.artifact, {**result.info, "made_with": made_with()})
             value = ray.put(result.artifact) if isinstance(result.artifact, bytes) else None
             info = {"first_step_at": self.progress.first_step_at}
@@ -171,18 +185,25 @@ class Replica:
             self.canceled.discard(task.key)
 
     def _stage(self, stage: str, origin: Loaded) -> tuple[Any, float]:
-        """The loaded stage and the seconds that loading it took now; one model at a time per stage."""
+        """The loaded stage and the seconds that loading it took now.
+
+        A stage keeps one model: several objects only where its kinds of tasks use different components of it.
+        """
         if stage in MODEL_STAGES:
             import torch
 
             torch.set_flush_denormal(True)  # a property of the thread that computes
-        if stage in self.loaded and self.loaded[stage][0] == origin:
-            return self.loaded[stage][1], 0.0
-        self.loaded.pop(stage, None)
+        ours = self.loaded.setdefault(stage, {})
+        if origin in ours:
+            return ours[origin], 0.0
+        folder, components = origin
+        names = tuple(name for name, _ in components)
+        for old_folder, old in list(ours):
+            if old_folder != folder or {n for n, _ in old} & set(names):
+                del ours[old_folder, old]
         started = time.perf_counter()
         module = importlib.import_module(f"{self.spec.package}.{stage}")
-        built = module.Stage(origin[0], **self.spec.numerics.get(stage, {}))
-        self.loaded[stage] = (origin, built)
+        built = ours[origin] = module.Stage(folder, names, **self.spec.numerics.get(stage, {}))
         return built, time.perf_counter() - started
 
     def _input(self, source: Task, value: Any) -> bytes | Path:

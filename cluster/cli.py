@@ -150,7 +150,7 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
             film = view["film"]
         else:
             order.store.create()
-            write_job(order.store, order.job)
+            write_job(order.store, order.job, order.images)
             film = publish_film(order.store, order.job, order.plan)
     report = draw_report(order.store, order.job.id)
     try:
@@ -193,7 +193,7 @@ def render_missing(order: Order, connection: Connection) -> dict[str, Any]:
     try:
         _refuse([] if can_grow() else cannot_fit(order.pools, cluster_nodes()), order)
         order.store.create()
-        write_job(order.store, order.job)
+        write_job(order.store, order.job, order.images)
         with StopRequest() as stop:  # after ray.init, which installs handlers of its own
             return drive(order, stop, close=connection.is_local)
     except ray.exceptions.RayError as e:
@@ -226,7 +226,7 @@ def drive(order: Order, stop: StopRequest, *, close: bool) -> dict[str, Any]:
     def ask(method: str, *values: Any, **options: Any) -> Any:
         return ray.get(getattr(controller, method).remote(*values, **options), timeout=CONTROLLER_TIMEOUT_S)
 
-    stills = any(shot.stills for shot in order.plan.shots)
+    stills = bool(order.plan.stills)
     rendering = ask("submit", job, container=order.container, stills=stills)
     with show_progress(order.job.film.title) as show:
         while True:

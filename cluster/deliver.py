@@ -105,15 +105,14 @@ def deliver(target: Target, store: Store, plan: Plan, film: str) -> str:
 
 
 def write_frames(folder: Path, store: Store, plan: Plan) -> None:
-    """Unpack every shot's stills, numbered through the film. The marker goes first, so that after a stop it is ours."""
+    """Unpack the stills, numbered through the film. The marker goes first, so that after a stop it is ours."""
     folder.mkdir(exist_ok=True)
     (folder / MARKER).write_text("frames written by longtake; this folder may be written again\n")
     for old in [f for f in folder.iterdir() if OURS.fullmatch(f.name)]:
         old.unlink()
     number = 0
-    for shot in plan.shots:
-        assert shot.stills is not None
-        task = plan.tasks[shot.stills]
+    for key in plan.stills:
+        task = plan.tasks[key]
         path = store.local_path_of(task)
         with zipfile.ZipFile(path if path else io.BytesIO(store.read(task))) as archive:
             for name in sorted(archive.namelist()):

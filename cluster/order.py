@@ -38,6 +38,7 @@ class Order:
     container: str
     missing: set[str]
     warnings: tuple[str, ...]
+    images: dict[str, Path]
 
 
 def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_cluster: bool = False) -> Order:
@@ -71,7 +72,7 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
     missing = tasks_to_run(plan.tasks, plan.targets, store.has)
     answer.tell_film(film, job.id)
     answer.data["tasks"] |= {"total": len(plan.tasks), "reused": len(plan.tasks) - len(missing)}
-    return Order(job, plan, pools, args.pools, store, container, missing, resolved.warnings)
+    return Order(job, plan, pools, args.pools, store, container, missing, resolved.warnings, resolved.images)
 
 
 def _made_pools(*, on_cluster: bool) -> dict[str, Pool]:

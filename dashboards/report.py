@@ -100,7 +100,9 @@ def _sheets(store: Store, folder: str, job: Job) -> Iterable[str]:
             continue
         sheet = contact_sheet(store.fs.cat_file(store.full(f"{folder}/shots/{name}")))
         data = base64.b64encode(sheet).decode()
-        caption = f"{shot.id}: {shot.prompt} ({shot.num_frames} frames, seed {shot.seed})"
+        caption = (
+            f"{shot.id}: {', then '.join(p for _, p in shot.prompts)} ({shot.num_frames} frames, seed {shot.seed})"
+        )
         picture = f"<img alt='' src='data:image/jpeg;base64,{data}'>"
         yield f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
     if len(job.film.shots) > MAX_SHEETS:

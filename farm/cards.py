@@ -6,6 +6,8 @@ say filled in. Cards hold facts only; the tensors' side of a family is in pipeli
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,6 +49,9 @@ class ModelCard:
     chunk_frames: int
     overlap_frames: int
     max_tokens: int  # of a prompt
+    halo_latents: int  # latent frames after which the decoder has forgotten what came before: its receptive field
+    vocabulary: tuple[str, ...] = ()  # all words that a model with a closed vocabulary knows
+    middle_mark: str = ""  # ends a prompt where the chunk lies in the middle of a stream
     latent_rgb: Matrix = ()  # one row a channel, then the bias
 
     @property
@@ -55,19 +60,34 @@ class ModelCard:
         experts = ("transformer", "transformer_2") if self.boundary_ratio is not None else ("transformer",)
         return {"encode": ("tokenizer", "text_encoder"), "denoise": (*experts, "scheduler"), "decode": ("vae",)}
 
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words of a prompt that a model with a closed vocabulary does not know."""
+        words = re.findall(r"\w+", prompt.lower()) if self.vocabulary else []
+        return [w for w in dict.fromkeys(words) if w not in self.vocabulary]
+
 
 WAN = ModelCard(
     name="wan", family="wan", modes=("text",), contexts=(), rule=FrameRule(4, 1), size=(832, 480), fps=16.0,
     fps_conditioned=False, multiple_px=16, spatial_factor=8, latent_channels=16, steps=50, guidance=5.0,
     guidance_low=None, boundary_ratio=None, per_token_timesteps=False, chunk_frames=81, overlap_frames=5,
-    max_tokens=512, latent_rgb=WAN21_RGB,
+    max_tokens=512, halo_latents=38, latent_rgb=WAN21_RGB,
 )  # fmt: skip
 
 FAMILIES: dict[str, ModelCard] = {"WanPipeline": WAN}
 
+BUILTIN_WORDS = (
+    "red orange yellow green blue purple white ball cube cone car rolls left right bounces floats spins stands "
+    "grass sand snow road day sunset night camera pans zooms in a an the over on at continued "
+    "crimson scarlet gold golden violet azure sphere box block pyramid automobile vehicle roll rolling drives "
+    "bounce bouncing jumps float floating hovers spin spinning turns stand standing rests lawn meadow desert beach "
+    "street asphalt noon daylight dusk evening midnight pan panning zoom zooming"
+)
+
 # What the built-in model changes of its family's card.
 BUILTIN: dict[str, Any] = {
     "name": "builtin", "size": (96, 64), "fps": 8.0, "steps": 20, "guidance": 4.0, "chunk_frames": 17, "max_tokens": 32,
+    "contexts": ("latents", "frames", "last_frame"), "middle_mark": "continued",
+    "vocabulary": tuple(BUILTIN_WORDS.split()),
     # least squares over 60 held-out clips of its autoencoder, with noise of 0.5 on the latents, as they are noisy when
     # shown; explains 69 % of the variance of 8x8 blocks (without that noise 81 %, and previews of glaring colours)
     "latent_rgb": (
@@ -102,10 +122,30 @@ def wan_card(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]])
         latent_channels=transformer.get("in_channels", 16),
         boundary_ratio=boundary,
         per_token_timesteps=bool(index.get("expand_timesteps", False)),
+        halo_latents=wan_halo_latents(vae),
         latent_rgb=WAN21_RGB if transformer.get("in_channels", 16) == 16 else (),
     )
     if boundary is not None:
         card = replace(card, steps=40, guidance=4.0, guidance_low=3.0)
     if card.per_token_timesteps:
-        card = replace(card, size=(1280, 704), fps=24.0, chunk_frames=121)
+        modes, contexts = ("text", "image"), ("last_frame",)  # the first latent frame may be given
+        card = replace(card, size=(1280, 704), fps=24.0, chunk_frames=121, modes=modes, contexts=contexts)
     return card
+
+
+def wan_halo_latents(vae: Mapping[str, Any]) -> int:
+    """How many latent frames the causal decoder of an AutoencoderKLWan looks back, rounded up, plus one.
+
+    Every causal convolution of 3 looks two frames back, at the rate of its level: conv_in and two residual blocks in
+    the middle at the latent rate, num_res_blocks + 1 blocks a level with two convolutions each, one more in each
+    temporal upsampling, and conv_out. Wan2.1 (2 blocks, 4 levels, temporal upsampling after two): 37.5.
+    """
+    blocks, levels = int(vae.get("num_res_blocks", 2)), len(vae.get("dim_mult", (1, 2, 4, 4)))
+    doubles = list(reversed(vae.get("temperal_downsample", (False, True, True))))
+    rate, lookback = 1, 2.0 + 8.0
+    for level in range(levels):
+        lookback += 4 * (blocks + 1) / rate
+        if level < len(doubles) and doubles[level]:
+            lookback += 2 / rate
+            rate *= 2
+    return math.ceil(lookback + 2 / rate) + 1

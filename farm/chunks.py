@@ -35,15 +35,23 @@ class FrameRule:
         """Latent frames of an allowed length: with a remainder, the first stands for `remainder` frames."""
         return (num_frames - self.remainder) // self.factor + (1 if self.remainder else 0)
 
+    def num_frames(self, num_latents: int) -> int:
+        """Frames that the first `num_latents` latent frames of a stream stand for."""
+        if num_latents == 0:
+            return 0
+        return num_latents * self.factor - (self.factor - self.remainder if self.remainder else 0)
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one model call generates, in frames of its shot; `kept` of `generated` frames are in the film."""
+    """What one model call generates: its new frames in the shot, and its latent frames in the stream of the decoder."""
 
-    first_frame: int
-    generated: int
-    kept: int
-    overlap: int = 0
+    first_frame: int  # of the shot; the first one that the chunk adds
+    generated: int  # frames that it adds
+    kept: int  # of them in the film
+    num_latents: int  # latent frames of the model call
+    context_latents: int = 0  # of them, at the start, that are given
+    first_latent: int = 0  # where they begin in the stream; 0 where every chunk is a stream of its own
 
 
 def round_half_up(value: Fraction) -> int:
@@ -60,12 +68,58 @@ def num_delivered(num_frames: int, *, fps: float, output_fps: float) -> int:
     return max(1, round_half_up(num_frames * Fraction(str(output_fps)) / Fraction(str(fps))))
 
 
-def cut_into_chunks(*, num_frames: int, chunk_frames: int, rule: FrameRule) -> list[Chunk]:
-    """Cover a shot that fits into one chunk: the next allowed length is generated and its tail is cut.
+def cut_into_chunks(
+    *, num_frames: int, chunk_frames: int, overlap_frames: int, rule: FrameRule, context: str, before: int = 0
+) -> list[Chunk]:
+    """Cover a shot with chunks; the tail of the last one is cut where the rule allows no exact end.
 
-    Raises:
-        ValueError: the shot is longer than one chunk.
+    With `latents` all chunks lie in one stream of latent frames; each further chunk begins with the latent frames of
+    its overlap, the last one is pulled back to end where the stream ends. With `frames` and `last_frame` each chunk is
+    a stream of its own that begins with the overlap encoded anew; with `frames` the last is pulled back too. With
+    `none` chunks stand side by side.
+
+    Args:
+        num_frames: of the shot.
+        chunk_frames, overlap_frames: allowed by the rule; the overlap is below the chunk (0 with `none`).
+        before: frames of the stream that come before the shot, where it goes on from another.
     """
-    if num_frames > chunk_frames:
-        raise ValueError(f"num_frames must be at most chunk_frames ({chunk_frames}), got {num_frames}")
-    return [Chunk(0, rule.at_least(num_frames), num_frames)]
+    if context == "latents":
+        return _in_one_stream(num_frames, chunk_frames, overlap_frames, rule, before)
+    return _in_own_streams(num_frames, chunk_frames, overlap_frames, rule, context, before)
+
+
+def _in_one_stream(
+    num_frames: int, chunk_frames: int, overlap_frames: int, rule: FrameRule, before: int
+) -> list[Chunk]:
+    longest, overlap = rule.num_latents(chunk_frames), rule.num_latents(overlap_frames)
+    done = rule.num_latents(rule.at_least(before)) if before else 0
+    total = rule.num_latents(rule.at_least(before + num_frames))
+    chunks = []
+    while done < total:
+        end = min(total, done + longest - min(overlap, done))
+        start = max(0, end - longest) if done else 0
+        first, last = rule.num_frames(done) - before, rule.num_frames(end) - before
+        kept = min(last, num_frames) - first
+        chunks.append(Chunk(first, last - first, kept, end - start, done - start, start))
+        done = end
+    return chunks
+
+
+def _in_own_streams(
+    num_frames: int, chunk_frames: int, overlap_frames: int, rule: FrameRule, context: str, before: int
+) -> list[Chunk]:
+    chunks: list[Chunk] = []
+    done = 0
+    while done < num_frames:
+        length, left, past = chunk_frames, num_frames - done, before + done
+        overlap = max((n for n in range(min(overlap_frames, past) + 1) if n == 0 or rule.allows(n)), default=0)
+        if past == 0:
+            length = min(length, rule.at_least(left))
+        elif context == "frames":
+            longer = [n for n in range(overlap, min(chunk_frames - left, past) + 1) if rule.allows(n)]
+            overlap = max(longer, default=overlap)
+        known = rule.num_latents(overlap) if overlap else 0
+        generated = length - overlap
+        chunks.append(Chunk(done, generated, min(generated, left), rule.num_latents(length), known))
+        done += generated
+    return chunks

@@ -34,6 +34,7 @@ class Node:
     holds_inputs: bool = True  # until it is safe or will never run
     avoid: frozenset[str] = frozenset()
     users: dict[str, None] = field(default_factory=dict)  # keys of the tasks that take this one's output
+    replica: str = ""  # that was given it last
 
 
 def remaining_chains(tasks: Mapping[str, Task], keys: Iterable[str]) -> dict[str, float]:
@@ -79,13 +80,19 @@ class Dispatcher:
                     node.missing += not self.nodes[source].is_computed
             self._ready_if_it_can(node)
 
-    def take(self, stages: Iterable[str], *, replica: str, peers: Iterable[str]) -> Task | None:
+    def take(
+        self, stages: Iterable[str], *, replica: str, peers: Iterable[str], idle: Iterable[str] = ()
+    ) -> Task | None:
         """Hand out the best ready task of these stages to a replica; None where there is none for it.
+
+        A task that can go on with what another task left in a replica is kept for that one while it is idle, or still
+        at that other task.
 
         Args:
             peers: all replicas that could take such tasks, for tasks that should avoid some of them.
+            idle: those of them that ask for work now.
         """
-        peers, put_back = set(peers), []
+        peers, idle, put_back = set(peers), set(idle), []
         chosen = None
         while chosen is None:
             heads = [self.heaps[s] for s in stages if self.heaps.get(s)]
@@ -95,7 +102,7 @@ class Dispatcher:
             node = self.nodes.get(entry[3])
             if node is None or not node.is_ready:
                 continue  # an older entry of a task that went on since
-            if replica in node.avoid and peers - node.avoid:
+            if (replica in node.avoid and peers - node.avoid) or self._is_kept(node, replica, peers, idle):
                 put_back.append((node.task.stage, entry))
                 continue
             chosen = node
@@ -104,8 +111,15 @@ class Dispatcher:
         if chosen is None:
             return None
         self._not_ready(chosen)
-        chosen.state = "active"
+        chosen.state, chosen.replica = "active", replica
         return chosen.task
+
+    def _is_kept(self, node: Node, replica: str, peers: set[str], idle: set[str]) -> bool:
+        """Whether a ready task waits for another replica than the one that asks."""
+        before = self.nodes.get(node.task.near)
+        if before is None or before.replica in ("", replica) or before.replica not in peers - node.avoid:
+            return False
+        return before.replica in idle or (before.state == "active" and before.task.stage == node.task.stage)
 
     # -- what became of an active task
 

@@ -5,7 +5,9 @@ The film decides the job id, so it holds everything that a viewer could notice a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, TypeVar
 
 from .cards import ModelCard
 from .checkpoint import HUB_ID, Checkpoint
-from .chunks import Chunk, cut_into_chunks, num_delivered, num_frames_of
+from .chunks import Chunk, cut_into_chunks, num_delivered, num_frames_of, round_half_up
 from .document import Place, dotted
 from .errors import InputError, Problem
 from .keys import hash_json
@@ -21,6 +23,7 @@ from .storyboard import Continuity, Draft, GuidancePair, Shot, TopLevel
 
 MAX_SIDE_PX = 8192
 MAX_DELIVERED_PX = 16384
+MAX_SHAPE_ERROR = 0.01  # of an image's proportions, before it counts as of another shape
 CODEC_CONTAINERS = {
     "h264": ("mp4", "mkv"), "h265": ("mp4", "mkv"), "av1": ("mp4", "mkv"), "vp9": ("webm", "mkv"), "prores": ("mov",),
 }  # fmt: skip
@@ -28,14 +31,35 @@ CRF = {"h264": (18, 51), "h265": (20, 51), "av1": (24, 63), "vp9": (24, 63)}  # 
 
 
 @dataclass(frozen=True)
+class FilmImage:
+    """A picture by its bytes: where it lies is not part of the film."""
+
+    sha256: str
+    extension: str
+    fit: str  # cover | contain | stretch | refuse
+
+
+@dataclass(frozen=True)
+class FilmTransition:
+    """How a shot begins; `num_delivered` frames that it shares with the end of the shot before."""
+
+    kind: str
+    num_delivered: int
+
+
+@dataclass(frozen=True)
 class FilmShot:
-    """One take, ready to be planned. `prompt` has the film's style joined to it; lengths are model frames."""
+    """One take, ready to be planned. Prompts have the film's style joined to them; lengths are model frames."""
 
     id: str
-    prompt: str
+    prompts: tuple[tuple[int, str], ...]  # (first frame that it is in force for, prompt), from frame 0
     negative_prompt: str
     num_frames: int
+    before_frames: int  # of its stream that come before it, where it goes on from another shot
     chunks: tuple[Chunk, ...]
+    image: FilmImage | None
+    continue_from: str | None
+    transition: FilmTransition | None
     seed: int
     steps: int
     guidance: float
@@ -45,6 +69,13 @@ class FilmShot:
     chunk_frames: int
     overlap_frames: int
     context: str
+
+    def prompt_at(self, frame: int) -> str:
+        return [prompt for first, prompt in self.prompts if first <= max(frame, 0)][-1]
+
+    @property
+    def num_transition(self) -> int:
+        return self.transition.num_delivered if self.transition else 0
 
 
 @dataclass(frozen=True)
@@ -70,15 +101,28 @@ class Film:
 
     @property
     def num_delivered(self) -> int:
-        return sum(shot.num_delivered for shot in self.shots)
+        """Its shots minus its transitions, in which two shots are seen at once."""
+        return sum(shot.num_delivered - shot.num_transition for shot in self.shots)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Film:
-        shots = [FilmShot(**{**s, "chunks": tuple(Chunk(**c) for c in s["chunks"])}) for s in data["shots"]]
-        return cls(**{**data, "shots": tuple(shots)})
+        return cls(**{**data, "shots": tuple(_shot_from_json(s) for s in data["shots"])})
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _shot_from_json(data: Mapping[str, Any]) -> FilmShot:
+    image, transition = data["image"], data["transition"]
+    return FilmShot(
+        **{
+            **data,
+            "prompts": tuple((first, prompt) for first, prompt in data["prompts"]),
+            "chunks": tuple(Chunk(**c) for c in data["chunks"]),
+            "image": FilmImage(**image) if image else None,
+            "transition": FilmTransition(**transition) if transition else None,
+        }
+    )
 
 
 def job_id_of(film: Film, checkpoint: Checkpoint) -> str:
@@ -90,6 +134,7 @@ def job_id_of(film: Film, checkpoint: Checkpoint) -> str:
 class Resolved:
     film: Film
     warnings: tuple[str, ...]
+    images: dict[str, Path]  # by their SHA-256
 
 
 def resolve(draft: Draft, checkpoint: Checkpoint | None, *, model_problems: tuple[Problem, ...] = ()) -> Resolved:
@@ -99,18 +144,18 @@ def resolve(draft: Draft, checkpoint: Checkpoint | None, *, model_problems: tupl
         InputError: with every fault of the storyboard, those found by the schema included.
     """
     unavailable = _unavailable_keys(draft)
-    problems, warnings, film = [*draft.problems, *model_problems], [], None
+    problems, film, warnings, images = [*draft.problems, *model_problems], None, [], {}
     if draft.top is not None and checkpoint is not None:
         work = _Resolver(draft, draft.top, checkpoint.card, unavailable)
         film = work.film()
-        problems, warnings = [*problems, *work.problems], work.warnings
+        problems, warnings, images = [*problems, *work.problems], work.warnings, work.images
     for feature, places in unavailable.items():
         also = f" (also {', '.join(dotted(p) for p in places[1:4])}{' ...' if len(places) > 4 else ''})"
         message = f"{dotted(places[0])}: {feature} are not available yet{also if places[1:] else ''}"
         problems.append(draft.document.problem(places[0], message))
     if problems or film is None:
         raise InputError(*sorted(set(problems), key=lambda p: (p.line or 0, p.key)))
-    return Resolved(film, tuple(warnings))
+    return Resolved(film, tuple(warnings), images)
 
 
 T = TypeVar("T")
@@ -118,11 +163,7 @@ Unavailable = dict[str, list[Place]]  # feature to the places that ask for it
 
 
 def _unavailable_keys(draft: Draft) -> Unavailable:
-    features = {
-        "prompts": "prompt schedules", "image": "images", "last_image": "last images",
-        "continue_from": "shots that go on from another", "transition": "transitions",
-        "model": "models of single shots",
-    }  # fmt: skip
+    features = {"last_image": "last images", "model": "models of single shots"}
     raw = draft.document.data
     shots = raw.get("shots") if isinstance(raw, dict) else None
     found: Unavailable = {}
@@ -138,6 +179,9 @@ class _Resolver:
         self.draft, self.top, self.card, self.unavailable = draft, top, card, unavailable
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
+        self.images: dict[str, Path] = {}
+        self.index = {shot.id: i for i, shot in draft.shots}
+        self.done: dict[str, FilmShot | None] = {}
 
     def fault(self, place: Place, message: str) -> None:
         self.problems.append(self.draft.document.problem(place, message))
@@ -153,7 +197,13 @@ class _Resolver:
                 "re-times what it generates"
             )
         self._continuity(("continuity",), None)
-        shots = [self._shot(i, shot, fps) for i, shot in self.draft.shots]
+        self.size, self.fps = (width, height), fps
+        by_id = {shot.id: (i, shot) for i, shot in self.draft.shots}
+        for i, shot in _sources_first(by_id, self._cycle):
+            self.done[shot.id] = self._shot(i, shot)
+        shots = [self.done.get(shot.id) for _, shot in self.draft.shots]
+        self._check_transitions(shots)
+        self._warn_of_unknown_words()
         return Film(
             title=top.title, model=_label(card), width_px=width, height_px=height, fps=fps,
             seed=top.seed or 0, output_fps=top.output.fps or fps, scale=top.output.scale, codec=top.output.codec,
@@ -161,26 +211,47 @@ class _Resolver:
             shots=tuple(shot for shot in shots if shot),
         )  # fmt: skip
 
-    def _shot(self, i: int, shot: Shot, fps: float) -> FilmShot | None:
-        top, card = self.top, self.card
+    def _shot(self, i: int, shot: Shot) -> FilmShot | None:
+        top, card, fps = self.top, self.card, self.fps
         place: Place = ("shots", i)
         mode, chunk_frames, overlap_frames, context = self._continuity((*place, "continuity"), shot.continuity)
         high, low = self._guidance(place, shot)
-        if shot.prompt is None or (shot.seconds is None and shot.frames is None):
+        if (shot.prompt is None and shot.prompts is None) or (shot.seconds is None and shot.frames is None):
             return None
         frames = shot.frames or num_frames_of(seconds=shot.seconds or 0, fps=fps)
-        if frames > chunk_frames:
-            key = "frames" if shot.frames else "seconds"
-            self.unavailable.setdefault(f"shots longer than one chunk ({chunk_frames} frames)", []).append(
-                (*place, key)
-            )
+        before = self._before(i, shot, context)
+        if before is None:
             return None
+        if before or frames > chunk_frames:
+            length: Place = (*place, "frames" if shot.frames else "seconds")
+            if mode == "blend":
+                self.unavailable.setdefault("shots longer than one chunk in mode blend", []).append(length)
+                return None
+            if context != "none" and context not in card.contexts:
+                self.fault(length, _no_context(f"{dotted(place)}.continuity.context", card, context))
+                return None
+            if overlap_frames == 0 and context != "none":
+                self.fault(length, f"{dotted(place)} must have an overlap with context {context}, got 0")
+                return None
         return FilmShot(
             id=shot.id,
-            prompt=f"{shot.prompt} {top.style}" if top.style else shot.prompt,
+            prompts=self._prompts(place, shot, frames),
             negative_prompt=_first(shot.negative_prompt, top.negative_prompt, ""),
             num_frames=frames,
-            chunks=tuple(cut_into_chunks(num_frames=frames, chunk_frames=chunk_frames, rule=card.rule)),
+            before_frames=before,
+            chunks=tuple(
+                cut_into_chunks(
+                    num_frames=frames,
+                    chunk_frames=chunk_frames,
+                    overlap_frames=overlap_frames,
+                    rule=card.rule,
+                    context="latents" if mode == "blend" else context,
+                    before=before,
+                )
+            ),
+            image=self._image(place, shot),
+            continue_from=shot.continue_from,
+            transition=self._transition(shot),
             seed=_first(shot.seed, top.seed, 0),
             steps=_first(shot.steps, top.steps, card.steps),
             guidance=high,
@@ -191,6 +262,99 @@ class _Resolver:
             overlap_frames=overlap_frames,
             context=context,
         )
+
+    def _prompts(self, place: Place, shot: Shot, frames: int) -> tuple[tuple[int, str], ...]:
+        style = f" {self.top.style}" if self.top.style else ""
+        if shot.prompts is None:
+            return ((0, f"{shot.prompt}{style}"),)
+        found: dict[int, str] = {}
+        for k, item in enumerate(shot.prompts):
+            first = round_half_up(Fraction(str(item.at)) * Fraction(str(self.fps)))
+            if first >= frames:
+                where = (*place, "prompts", k, "at")
+                length = f"{frames / self.fps:g} s"
+                self.fault(where, f"{dotted(where)} must be before the shot's end ({length}), got {item.at:g}")
+            found[first] = f"{item.prompt}{style}"
+        return tuple(found.items())
+
+    def _before(self, i: int, shot: Shot, context: str) -> int | None:
+        """Frames of the stream before a shot that goes on from another; None where that one cannot be gone on from."""
+        if shot.continue_from is None:
+            return 0
+        place: Place = ("shots", i, "continue_from")
+        source = self.done.get(shot.continue_from)
+        if source is None:
+            return None  # it has faults of its own
+        if context == "none" or source.context != context:
+            self.fault(
+                place,
+                f"{dotted(place)} must name a shot with the same continuity.context, other than none, got "
+                f"{shot.continue_from!r} with {source.context} for {context}",
+            )
+            return None
+        return source.before_frames + source.num_frames
+
+    def _cycle(self, ids: list[str]) -> None:
+        place: Place = ("shots", self.index[ids[0]], "continue_from")
+        self.fault(place, f"{dotted(place)} must not lead back to its shot, got {' > '.join(ids)}")
+
+    def _image(self, place: Place, shot: Shot) -> FilmImage | None:
+        if shot.image is None:
+            return None
+        where = (*place, "image")
+        if "image" not in self.card.modes:
+            self.fault(where, f"{dotted(where)} must not be there: {self.card.name} makes video from text only")
+            return None
+        from PIL import Image
+
+        path = Path(self.draft.document.file).parent / shot.image
+        try:
+            raw = path.read_bytes()
+            with Image.open(io.BytesIO(raw)) as picture:
+                wide, high, kind = *picture.size, str(picture.format).lower()
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return None  # the schema has told why
+        width, height = self.size
+        if shot.image_fit == "refuse" and abs(wide * height / (high * width) - 1) > MAX_SHAPE_ERROR:
+            self.fault(
+                where,
+                f"{dotted(where)} must have the film's proportions ({width}x{height}), got {wide}x{high}; or say "
+                "image_fit: cover, contain or stretch",
+            )
+        digest = hashlib.sha256(raw).hexdigest()
+        self.images[digest] = path
+        return FilmImage(digest, kind, shot.image_fit)
+
+    def _transition(self, shot: Shot) -> FilmTransition | None:
+        asked = shot.transition
+        if asked is None or asked.kind == "cut":
+            return None
+        num = round_half_up(Fraction(str(asked.seconds)) * Fraction(str(self.top.output.fps or self.fps)))
+        return FilmTransition(asked.kind, num) if num else None
+
+    def _check_transitions(self, shots: list[FilmShot | None]) -> None:
+        for (i, _), shot, following in zip(self.draft.shots, shots, [*shots[1:], None], strict=True):
+            if shot is None:
+                continue
+            leaves = following.num_transition if following else 0
+            if shot.num_transition + leaves > shot.num_delivered:
+                own = shot.num_transition > shot.num_delivered or not leaves
+                place: Place = ("shots", i if own else i + 1, "transition")
+                self.fault(
+                    place,
+                    f"{dotted(place)} must leave room in shot {shot.id!r}: its transitions take {shot.num_transition} "
+                    f"and {leaves} of its {shot.num_delivered} frames",
+                )
+
+    def _warn_of_unknown_words(self) -> None:
+        prompts = [prompt for shot in self.done.values() if shot for _, prompt in shot.prompts]
+        unknown = list(dict.fromkeys(w for p in prompts for w in self.card.unknown_words(p)))
+        if unknown:
+            words = ", ".join(unknown[:8]) + (" ..." if len(unknown) > 8 else "")
+            self.warnings.append(
+                f"prompt: {self.card.name} does not know {words}, and leaves it out; it knows: "
+                f"{' '.join(self.card.vocabulary)}"
+            )
 
     def _guidance(self, place: Place, shot: Shot) -> tuple[float, float]:
         top, card = self.top, self.card
@@ -281,6 +445,32 @@ def container_of(out_suffix: str, codec: str) -> str:
             )
         )
     return asked or allowed[0]
+
+
+def _sources_first(
+    by_id: Mapping[str, tuple[int, Shot]], cycle: Callable[[list[str]], None]
+) -> Iterator[tuple[int, Shot]]:
+    """Shots, each after the one that it goes on from; those in a cycle are told of once and left out."""
+    given: set[str] = set()
+    for start in by_id:
+        chain: list[str] = []
+        at: str | None = start
+        while at is not None and at in by_id and at not in given:
+            if at in chain:
+                cycle([*chain[chain.index(at) :], at])
+                given.update(chain)
+                chain = []
+                break
+            chain.append(at)
+            at = by_id[at][1].continue_from
+        given.update(chain)
+        yield from (by_id[shot] for shot in reversed(chain))
+
+
+def _no_context(name: str, card: ModelCard, context: str) -> str:
+    able = " or ".join(card.contexts)
+    instead = f"{able} for {card.name}, or none" if able else f"none for {card.name}, which cannot go on from frames"
+    return f"{name} must be {instead}, got {context}"
 
 
 def _off_rule(name: str, card: ModelCard, got: int) -> str:

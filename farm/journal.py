@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from .cards import ModelCard
@@ -13,6 +14,7 @@ from .chunks import FrameRule
 from .errors import InputError
 from .film import Film
 from .plan import Plan
+from .plan_shots import image_task
 from .store import Store
 from .task import Attempt
 
@@ -31,8 +33,14 @@ class Job:
         return {**data, "storyboard": self.storyboard}
 
 
-def write_job(store: Store, job: Job) -> None:
-    """Keep a job. The same job may come again with its model in another folder, or its storyboard in other words."""
+def write_job(store: Store, job: Job, images: Mapping[str, Path] | None = None) -> None:
+    """Keep a job and its author's pictures (by SHA-256).
+
+    The same job may come again with its model in another folder, or its storyboard in other words.
+    """
+    for shot in job.film.shots:
+        if shot.image is not None:
+            store.put(image_task(shot.image), (images or {})[shot.image.sha256])
     store.publish(f"jobs/{job.id}/job.json", json.dumps(job.as_json(), indent=1).encode())
     store.publish(f"jobs/{job.id}/storyboard.yaml", job.storyboard.encode())
 
@@ -48,7 +56,7 @@ def read_job(store: Store, job_id: str) -> Job:
 
 def _checkpoint(data: Mapping[str, Any]) -> Checkpoint:
     raw: dict[str, Any] = dict(data["card"])
-    raw |= {k: tuple(raw[k]) for k in ("modes", "contexts", "size")}
+    raw |= {k: tuple(raw[k]) for k in ("modes", "contexts", "size", "vocabulary")}
     raw["rule"] = FrameRule(**raw["rule"])
     raw["latent_rgb"] = tuple(tuple(row) for row in raw["latent_rgb"])
     return Checkpoint(data["name"], data["folder"], ModelCard(**raw), data["fingerprints"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import Any
 
 from .task import Request, Stage, Task
 
 STAGE_VERSIONS: dict[str, int] = {  # raise one when its code changes what it puts out
-    "EncodeText": 1, "Denoise": 1, "Decode": 1, "WriteClip": 1, "WriteStills": 1, "JoinClips": 1,
+    "EncodeText": 1, "SourceImage": 1, "EncodeImage": 1, "EncodeFrames": 1, "Denoise": 1, "Decode": 2, "WriteClip": 1,
+    "WriteStills": 1, "MixFrames": 1, "JoinClips": 1,
 }  # fmt: skip
 
 
@@ -32,7 +34,7 @@ def parts_of(
         "stage": stage,
         "kind": kind,
         "version": STAGE_VERSIONS[kind],
-        "parameters": dict(vars(request)),
+        "parameters": asdict(request),
         "inputs": list(inputs),
         "components": dict(components),
         "numerics": dict(numerics),
@@ -54,6 +56,7 @@ def make_task(
     model: str = "",
     label: str = "",
     cost: float = 0.0,
+    near: str = "",
 ) -> Task:
     key = hash_json(parts_of(stage, request, inputs, components, numerics))
-    return Task(key, stage, request, inputs, components, numerics, extension, model, label, cost)
+    return Task(key, stage, request, inputs, components, numerics, extension, model, label, cost, near)

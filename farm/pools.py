@@ -12,7 +12,7 @@ from pydantic import Field, StringConstraints
 
 from .document import Document, check, read_document
 from .errors import InputError, Problem
-from .plan import Numerics
+from .plan_shots import Numerics
 from .storyboard import Strict
 from .task import STAGES, Stage
 

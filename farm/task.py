@@ -24,6 +24,29 @@ class EncodeText:
 
 
 @dataclass(frozen=True)
+class SourceImage:
+    """A picture of the author's, by its bytes. It is put into the store when a film is submitted, never computed."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EncodeImage:
+    """Turn a picture into the latents of a first frame: (1, channels, 1, rows, columns), normalised."""
+
+    width_px: int
+    height_px: int
+    fit: str  # cover | contain | stretch; `refuse` has been checked and stretches by a hair
+
+
+@dataclass(frozen=True)
+class EncodeFrames:
+    """Turn the last `num_frames` of its inputs' frames into latents, as the start of a stream of their own."""
+
+    num_frames: int
+
+
+@dataclass(frozen=True)
 class Denoise:
     """Generate the latents of one chunk: (1, channels, latent frames, rows, columns), float32, normalised."""
 
@@ -39,16 +62,29 @@ class Denoise:
 
 @dataclass(frozen=True)
 class Decode:
-    """Turn latents into the first `num_frames` frames, losslessly coded."""
+    """Turn a stretch of a stream of latents into frames, losslessly coded.
 
+    `spans` says what each input adds to the stretch: (latent frames to skip, to take). The first `halo_latents` of the
+    stretch are there only so that the causal decoder knows what came before.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    halo_latents: int
+    is_start: bool  # the stretch begins where its stream does, so its first latent frame stands for fewer frames
+    skip_frames: int  # of those that follow the halo
     num_frames: int
 
 
 @dataclass(frozen=True)
 class WriteClip:
-    """Write delivered frames of one shot as a clip; frame j shows model frame floor(j * fps / output_fps)."""
+    """Write delivered frames of one shot as a clip; frame j shows model frame floor(j * fps / output_fps).
 
+    The inputs' frames, one after another, begin with model frame `source_frame`.
+    """
+
+    first_frame: int  # delivered, of the shot
     num_frames: int  # delivered
+    source_frame: int
     fps: str  # as a fraction, "8/1"
     output_fps: str
     width_px: int
@@ -59,9 +95,37 @@ class WriteClip:
 
 @dataclass(frozen=True)
 class WriteStills:
-    """Write the same delivered frames as a zip of PNG files 000000.png ..., numbered within the shot."""
+    """Write the same delivered frames as a zip of PNG files 000000.png ..., numbered from the first of them."""
 
+    first_frame: int
     num_frames: int
+    source_frame: int
+    fps: str
+    output_fps: str
+    width_px: int
+    height_px: int
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Delivered frames of one shot: which ones, and with which model frame its inputs' frames begin."""
+
+    first_frame: int
+    source_frame: int
+    num_inputs: int
+
+
+@dataclass(frozen=True)
+class MixFrames:
+    """The frames in which one shot becomes the next, losslessly coded, at the delivered size and rate.
+
+    The inputs are those of the shot that leaves, then those of the one that comes.
+    """
+
+    kind: str
+    num_frames: int
+    leaves: Strip
+    comes: Strip
     fps: str
     output_fps: str
     width_px: int
@@ -78,7 +142,10 @@ class JoinClips:
     metadata: tuple[tuple[str, str], ...]
 
 
-Request = EncodeText | Denoise | Decode | WriteClip | WriteStills | JoinClips
+Request = (
+    EncodeText | SourceImage | EncodeImage | EncodeFrames | Denoise | Decode | WriteClip | WriteStills | MixFrames
+    | JoinClips
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,6 +163,7 @@ class Task:
     model: str = ""  # folder to load the components from
     label: str = ""  # for people: "opening" or "a red ball ..."
     cost: float = 0.0  # expected run time in arbitrary units, for the longest remaining chain
+    near: str = ""  # key of the task whose replica, if it is free, has what this one can go on with
 
 
 @dataclass(frozen=True)

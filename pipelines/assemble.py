@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from functools import singledispatchmethod
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ import av
 import numpy as np
 from PIL import Image
 
-from farm.plan import CLIP_EXTENSION
-from farm.task import JoinClips, WriteClip, WriteStills
+from farm.plan_clips import CLIP_EXTENSION
+from farm.task import JoinClips, MixFrames, WriteClip, WriteStills
 
-from .ffmpeg_commands import join_clips_command, metadata_text, write_clip_command
-from .frames import Frame, read_lossless
+from .ffmpeg_commands import join_clips_command, metadata_text, mix_command, write_clip_command
+from .frames import Frame, read_lossless, write_lossless
 from .stage import Artifact, Progress, Result, as_bytes, as_path
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the only time that a ZIP can hold and that is never now
@@ -32,7 +33,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the only time that a ZIP can hold and that is n
 class Stage:
     """Needs no model. An output is a file in a temporary folder of its own; whoever takes it removes both."""
 
-    def __init__(self, model: str = "") -> None:
+    def __init__(self, model: str = "", components: Sequence[str] = ()) -> None:
         pass
 
     def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result:
@@ -45,26 +46,48 @@ class Stage:
 
     @singledispatchmethod
     def _write(self, request: Any, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
-        raise TypeError(f"assemble takes WriteClip, WriteStills or JoinClips, got {type(request).__name__}")
+        raise TypeError(f"assemble takes WriteClip, WriteStills, MixFrames or JoinClips, got {type(request).__name__}")
 
     @_write.register
     def _(self, request: WriteClip, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
-        frames = read_lossless(as_bytes(inputs[0]))
-        first = next(frames)
         target = folder / f"clip.{CLIP_EXTENSION[request.codec]}"
+        frames = retime(read_all(inputs), request)
+        first = next(frames)
         command = write_clip_command(request, width_px=first.shape[1], height_px=first.shape[0], target=str(target))
-        retimed = retime(_chain(first, frames), request)
-        run_ffmpeg(command, feed=_counted(retimed, request.num_frames, progress))
+        run_ffmpeg(command, feed=_counted(chain([first], frames), request.num_frames, progress))
         return target
 
     @_write.register
     def _(self, request: WriteStills, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
         target = folder / "stills.zip"
-        frames = retime(read_lossless(as_bytes(inputs[0])), request)
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-            for i, frame in enumerate(frames):
+            for i, frame in enumerate(retime(read_all(inputs), request)):
                 progress.advance(i, request.num_frames)
                 archive.writestr(zipfile.ZipInfo(f"{i:06d}.png", EPOCH), png_of(frame, request))
+        return target
+
+    @_write.register
+    def _(self, request: MixFrames, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
+        target, between = folder / "mixed.mkv", request.leaves.num_inputs
+        size = {"width_px": request.width_px, "height_px": request.height_px}
+        sides = []
+        for name, strip, mine in (
+            ("leaves", request.leaves, inputs[:between]), ("comes", request.comes, inputs[between:])
+        ):  # fmt: skip
+            side = WriteStills(
+                strip.first_frame, request.num_frames, strip.source_frame, request.fps, request.output_fps, **size
+            )  # fmt: skip
+            sides.append(folder / f"{name}.mkv")
+            sides[-1].write_bytes(write_lossless((enlarge(f, side) for f in retime(read_all(mine), side)), **size))
+        mixed = folder / "mixed.rgb"
+        run_ffmpeg(mix_command(request, *map(str, sides), target=str(mixed)), feed=())
+        frames = np.fromfile(mixed, np.uint8).reshape(-1, request.height_px, request.width_px, 3)
+        if len(frames) != request.num_frames:
+            raise RuntimeError(f"ffmpeg mixed {len(frames)} frames, {request.num_frames} were asked for")
+        target.write_bytes(write_lossless(frames, **size))
+        for part in (*sides, mixed):
+            part.unlink()
+        progress.advance(1, 1)
         return target
 
     @_write.register
@@ -86,12 +109,18 @@ class Stage:
         return target
 
 
+def read_all(inputs: Iterable[Artifact]) -> Iterator[Frame]:
+    """The frames of several artifacts, one after another; one artifact in memory at a time."""
+    for artifact in inputs:
+        yield from read_lossless(as_bytes(artifact))
+
+
 def retime(frames: Iterable[Frame], request: WriteClip | WriteStills) -> Iterator[Frame]:
     """Repeat or drop frames so that delivered frame j shows the model frame in force at time j / output_fps."""
     step = Fraction(request.fps) / Fraction(request.output_fps)
     source = iter(frames)
-    current, index = next(source), 0
-    for j in range(request.num_frames):
+    current, index = next(source), request.source_frame
+    for j in range(request.first_frame, request.first_frame + request.num_frames):
         wanted = int(j * step)
         while index < wanted:
             following = next(source, None)
@@ -101,20 +130,20 @@ def retime(frames: Iterable[Frame], request: WriteClip | WriteStills) -> Iterato
         yield current
 
 
+def enlarge(frame: Frame, request: WriteStills) -> Frame:
+    """One frame at the delivered size, by Lanczos."""
+    if frame.shape[:2] == (request.height_px, request.width_px):
+        return frame
+    picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+    enlarged = picture.reformat(request.width_px, request.height_px, interpolation="LANCZOS")
+    return np.asarray(enlarged.to_ndarray(format="rgb24"), np.uint8)
+
+
 def png_of(frame: Frame, request: WriteStills) -> bytes:
-    """One delivered frame as PNG, enlarged by Lanczos."""
-    if frame.shape[:2] != (request.height_px, request.width_px):
-        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-        enlarged = picture.reformat(request.width_px, request.height_px, interpolation="LANCZOS")
-        frame = np.asarray(enlarged.to_ndarray(format="rgb24"), np.uint8)
+    """One delivered frame as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "PNG", compress_level=6)
+    Image.fromarray(enlarge(frame, request)).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
-
-
-def _chain(first: Frame, rest: Iterable[Frame]) -> Iterator[Frame]:
-    yield first
-    yield from rest
 
 
 def _counted(frames: Iterable[Frame], total: int, progress: Progress) -> Iterator[bytes]:

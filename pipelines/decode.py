@@ -1,4 +1,9 @@
-"""The decode stage: latents to frames, losslessly coded. It loads the autoencoder, nothing else."""
+"""The decode stage: a stretch of a stream of latents to frames, losslessly coded. It loads the autoencoder alone.
+
+A causal decoder carries a cache from latent frame to latent frame. It stays here between tasks: a stretch that goes on
+where an earlier one ended needs no more than its own latent frames. Where that cache is not here (another replica, a
+restart) the halo is decoded first and thrown away; it is as long as the decoder looks back, so the bits are the same.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +19,48 @@ from .frames import write_lossless
 from .load import best_device, load_component
 from .stage import Artifact, Progress, Result, as_bytes
 
+MAX_CACHE_BYTES = 4 * 2**30  # of the streams that are kept besides the last one
+
 
 class Stage:
-    def __init__(self, model: str, *, dtype: str = "float32") -> None:
-        self.vae = load_component(model, "vae", dtype=dtype, device=best_device())
+    def __init__(self, model: str, components: Sequence[str] = ("vae",), *, dtype: str = "float32") -> None:
+        (name,) = components
+        self.vae = load_component(model, name, dtype=dtype, device=best_device())
+        self.streams: list[wan.DecodeStream] = []  # least recently used first
 
     @torch.no_grad()
     def run(self, request: Decode, inputs: Sequence[Artifact], progress: Progress) -> Result:
-        """`inputs` is the latents; returns the first `num_frames` frames as FFV1."""
-        (latents,) = (load(as_bytes(i))["latents"] for i in inputs)
-        video_THWC = as_uint8(wan.decode_latents(self.vae, latents)[0, :, : request.num_frames])
-        progress.advance(1, 1)
+        """`inputs` are safetensors with `latents`, as `request.spans` says; returns `num_frames` frames as FFV1."""
+        parts = [load(as_bytes(i))["latents"] for i in inputs]
+        spans = zip(parts, request.spans, strict=True)
+        stretch = torch.cat([p[:, :, skip : skip + take] for p, (skip, take) in spans], dim=2)
+        total, halo = stretch.shape[2], request.halo_latents
+        stream = self._stream_after(stretch[:, :, :halo], is_start=request.is_start)
+        frames = []
+        begin = halo if stream.position else 0
+        for i in range(begin, total):
+            made_CTHW = stream.decode_next(stretch[:, :, i : i + 1])
+            if i >= halo:
+                frames.append(as_uint8(made_CTHW))
+            progress.advance(i + 1 - begin, total - begin)
+        self._keep(stream)
+        first = request.skip_frames
+        video_THWC = torch.cat(frames)[first : first + request.num_frames]
         _, height, width, _ = video_THWC.shape
         return Result(write_lossless(video_THWC.numpy(), width_px=width, height_px=height))
+
+    def _stream_after(self, halo: torch.Tensor, *, is_start: bool) -> wan.DecodeStream:
+        """The stream that has decoded exactly this halo last, or a new one that has decoded nothing."""
+        for stream in self.streams if halo.shape[2] else []:
+            if stream.ends_with(halo, is_whole=is_start):
+                self.streams.remove(stream)
+                return stream
+        return wan.DecodeStream(self.vae)
+
+    def _keep(self, stream: wan.DecodeStream) -> None:
+        self.streams.append(stream)
+        while len(self.streams) > 1 and sum(s.num_bytes for s in self.streams) > MAX_CACHE_BYTES:
+            self.streams.pop(0)
 
 
 def as_uint8(video_CTHW: torch.Tensor) -> torch.Tensor:

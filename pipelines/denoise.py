@@ -6,10 +6,8 @@ Legend: B batch (1), C latent channels, F latent frames, H and W latent rows and
 from __future__ import annotations
 
 import io
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,11 +86,11 @@ def load_latents(artifact: Artifact) -> torch.Tensor:
 class Stage:
     """Holds the transformer (both experts where there are two) and the scheduler, nothing else."""
 
-    def __init__(self, model: str, *, dtype: str = "float32") -> None:
+    def __init__(
+        self, model: str, components: Sequence[str] = ("transformer", "scheduler"), *, dtype: str = "float32"
+    ) -> None:
         self.device, self.rgb_matrix = best_device(), rgb_matrix_of(model)
-        index = json.loads((Path(model) / "model_index.json").read_text())
-        names = ["transformer", "scheduler"] + (["transformer_2"] if index.get("boundary_ratio") is not None else [])
-        self.components = {c: load_component(model, c, dtype=dtype, device=self.device) for c in names}
+        self.components = {c: load_component(model, c, dtype=dtype, device=self.device) for c in components}
 
     @torch.no_grad()
     def run(self, request: Denoise, inputs: Sequence[Artifact], progress: Progress) -> Result:

@@ -12,7 +12,7 @@ from typing import Any
 import ffmpeg
 import imageio_ffmpeg
 
-from farm.task import JoinClips, WriteClip
+from farm.task import JoinClips, MixFrames, WriteClip
 
 GOP_S = 2.0  # seconds between keyframes at most: what players and cutters expect
 BT709 = {"color_primaries": "bt709", "color_trc": "bt709", "colorspace": "bt709", "color_range": "tv"}
@@ -48,6 +48,21 @@ def write_clip_command(request: WriteClip, *, width_px: int, height_px: int, tar
         target, **options, **BT709, threads=1, flags="+bitexact", fflags="+bitexact", map_metadata=-1
     )
     return _command(written)
+
+
+def mix_command(request: MixFrames, leaves: str, comes: str, *, target: str) -> list[str]:
+    """Two lossless files of equally many frames to the raw RGB frames in which the first becomes the second.
+
+    The first frame is all of the one that leaves, and each further one is 1/n further on.
+    """
+    fade = "fade" if request.kind == "crossfade" else request.kind
+    seconds = float(request.num_frames / Fraction(request.output_fps))
+    one, two = (
+        ffmpeg.input(file).filter("setpts", f"N/({request.output_fps})/TB").filter("settb", "1/1000000")
+        .filter("fps", request.output_fps).filter("format", "gbrp") for file in (leaves, comes)
+    )  # fmt: skip
+    mixed = ffmpeg.filter([one, two], "xfade", transition=fade, duration=seconds, offset=0).filter("format", "rgb24")
+    return _command(mixed.output(target, format="rawvideo", threads=1, flags="+bitexact"))
 
 
 def join_clips_command(request: JoinClips, *, list_file: str, metadata_file: str, target: str) -> list[str]:

@@ -51,7 +51,11 @@ class Result:
 
 
 class Stage(Protocol):
-    """The class `Stage` of each module pipelines.<stage>: made with a checkpoint's folder and the stage's numerics."""
+    """The class `Stage` of each module pipelines.<stage>.
+
+    It is made with a checkpoint's folder, the names of the components that its tasks use, and the stage's numerics.
+    `inputs` may fetch an artifact each time it is asked for one.
+    """
 
     def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result: ...
 

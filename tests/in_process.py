@@ -31,13 +31,15 @@ def plan_of(board: Board, model: Path, *, stills: bool = False, container: str =
     )
 
 
-def run_plan(plan: Plan) -> dict[str, bytes | Path]:
-    """Every task's artifact by key."""
-    stages: dict[str, Any] = {}
-    made: dict[str, bytes | Path] = {}
+def run_plan(plan: Plan, images: dict[str, Path] | None = None) -> dict[str, bytes | Path]:
+    """Every task's artifact by key; `images` are the author's, by the keys of `plan.sources`."""
+    stages: dict[Any, Any] = {}
+    made: dict[str, bytes | Path] = dict(images or {})
     for key, task in plan.tasks.items():
-        if task.stage not in stages:
+        loaded = (task.stage, task.components)
+        if loaded not in stages:
             module = importlib.import_module(f"pipelines.{task.stage}")
-            stages[task.stage] = module.Stage(task.model, **dict(task.numerics))
-        made[key] = stages[task.stage].run(task.request, [made[k] for k in task.inputs], Progress()).artifact
+            names = tuple(name for name, _ in task.components)
+            stages[loaded] = module.Stage(task.model, names, **dict(task.numerics))
+        made[key] = stages[loaded].run(task.request, [made[k] for k in task.inputs], Progress()).artifact
     return made

@@ -129,8 +129,9 @@ Array = NDArray[Any]  # float32
 
 
 def _cover(distance: Array) -> Array:
-    """Coverage of a pixel whose centre lies `distance` px outside an edge."""
-    return np.clip(0.5 - distance, 0.0, 1.0)
+    """Coverage of a pixel whose centre lies `distance` px outside an edge, which is two pixels soft."""
+    inside = np.clip(0.5 - distance / 2, 0.0, 1.0)
+    return np.asarray(inside * inside * (3 - 2 * inside))
 
 
 def _over(image: Array, alpha: Array, colour: Array) -> Array:
@@ -241,13 +242,12 @@ def _figure(scene: Scene, path: Path, radius: float, facing: int, x: Array, y: A
         alpha = _cover(np.minimum(body, cabin) * radius)
         colour = base + np.zeros((*dx.shape, 1), np.float32)
         colour = _over(colour, _cover(pane * radius), np.array((0.55, 0.75, 0.88), np.float32) * 0.8)
-        lamp = _cover((np.hypot(u - 0.9, (v + 0.66) * 1.0) - 0.16) * radius)
+        lamp = _cover((np.hypot(u - 0.9, v + 0.66) - 0.2) * radius)
         colour = _over(colour, lamp, np.array((1.0, 0.95, 0.6), np.float32))
         for wheel in (-0.55, 0.55):
             wx, wy = (u - wheel) * np.abs(1.25 * squeeze), v + 0.30
             tyre = _cover((np.hypot(wx, wy) - 0.34) * radius)
-            spoke = np.abs(wx * np.cos(path.turn * facing * 2) + wy * np.sin(path.turn * facing * 2))
-            hub = tyre * _cover((np.hypot(wx, wy) - 0.20) * radius) * np.clip(1.6 - 9 * spoke, 0.15, 1)
+            hub = tyre * _cover((np.hypot(wx, wy) - 0.20) * radius)
             colour = _over(_over(colour, tyre, np.full(3, 0.08, np.float32)), hub, np.full(3, 0.8, np.float32))
             alpha = np.maximum(alpha, tyre)
         light = 1.0 - 0.15 * v - 0.1
@@ -280,9 +280,9 @@ def _sky(scene: Scene, pan: Array, drift: Array, x: Array, y: Array, rng: np.ran
     image = _over(image, 0.35 * np.exp(-np.clip(d - radius, 0, None) / 5), disc)
     image = _over(image, _cover(d - radius), disc)
     if scene.sky == "night":
-        for star_x, star_y in zip(rng.uniform(0, panorama, 14), rng.uniform(2, 28, 14), strict=True):
-            glow = np.exp(-(_wrap(x - star_x + pan, panorama) ** 2 + (y - star_y) ** 2) / 0.7)
-            image = _over(image, 0.9 * glow, np.ones(3, np.float32))
+        for star_x, star_y in zip(rng.uniform(0, panorama, 9), rng.uniform(2, 26, 9), strict=True):
+            glow = np.exp(-(_wrap(x - star_x + pan, panorama) ** 2 + (y - star_y) ** 2) / 2.2)
+            image = _over(image, 0.7 * glow, np.ones(3, np.float32))
     else:
         white = np.array((1, 1, 1) if scene.sky == "day" else (1.0, 0.72, 0.62), np.float32)
         for cloud_x, cloud_y in zip(rng.uniform(0, panorama, 3), rng.uniform(5, 20, 3), strict=True):
@@ -318,8 +318,8 @@ def _land(scene: Scene, path: Path, x: Array, y: Array, image: Array, rng: np.ra
     colour = (light + dark) / 2 + (light - dark) / 2 * (0.8 * wave)[..., None]
     colour = colour * (0.86 + 0.2 * v)[..., None]
     if scene.ground == "road":
-        line = _cover(np.abs(y - 43.0) - 0.7) * _cover(np.abs(_wrap(u + 5 * phase, 22.0)) - 6.0)
-        edge = np.maximum(_cover(np.abs(y - 37.5) - 0.4), _cover(np.abs(y - 61.5) - 0.8))
+        line = _cover(np.abs(y - 43.0) - 1.0) * _cover(np.abs(_wrap(u + 5 * phase, 26.0)) - 7.0)
+        edge = _cover(np.abs(y - 61.5) - 1.2)
         colour = _over(colour, 0.9 * np.maximum(line, 0.8 * edge), np.array((0.95, 0.93, 0.85), np.float32))
     image = _over(image, _cover(HORIZON_PX - y), np.clip(colour, 0, 1) * tint)
 
@@ -331,12 +331,12 @@ def _land(scene: Scene, path: Path, x: Array, y: Array, image: Array, rng: np.ra
         stem = np.minimum(stem, np.maximum(np.abs(stand) - 3.0, np.abs(up - 4.2) - 0.8))
         image = _over(image, _cover(stem), np.array((0.24, 0.48, 0.26), np.float32) * tint)
     elif scene.ground == "road":
-        post = np.maximum(np.abs(stand) - 0.7, np.abs(up - 6) - 6)
+        post = np.maximum(np.abs(stand) - 1.0, np.abs(up - 6) - 6)
         image = _over(image, _cover(post), np.array((0.22, 0.22, 0.25), np.float32) * tint)
         bulb = np.hypot(stand, up - 12.5)
-        image = _over(image, _cover(bulb - 1.8), np.array((1.0, 0.93, 0.65), np.float32))
+        image = _over(image, _cover(bulb - 2.2), np.array((1.0, 0.93, 0.65), np.float32))
     else:
-        trunk = np.maximum(np.abs(stand) - 0.9, np.abs(up - 2) - 2)
+        trunk = np.maximum(np.abs(stand) - 1.2, np.abs(up - 2) - 2)
         image = _over(image, _cover(trunk), np.array((0.36, 0.24, 0.14), np.float32) * tint)
         if scene.ground == "snow":
             crown = np.maximum(np.abs(stand) - 0.45 * (15 - up), np.abs(up - 9) - 6)

@@ -13,6 +13,7 @@ import torch
 
 from farm.task import Denoise
 
+MAX_PAST = 64  # latent frames by which a stream is known again; more than any halo
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -81,11 +82,52 @@ def encode_frames(vae: Any, frames: torch.Tensor) -> torch.Tensor:
     return ((z - mean) * inverse_std).float()  # type: ignore[no-any-return]  # diffusers is untyped
 
 
+class DecodeStream:
+    """A stream of latents on its way through an AutoencoderKLWan, one latent frame at a time, with memory that stays.
+
+    The frames are those of `vae.decode` of the whole stream, bit for bit: it runs the same loop. What the decoder knows
+    of the past is its causal cache; the last latent frames are kept beside it to tell which stream this is.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+
+        self.vae = vae
+        self.cache: list[Any] = [None] * sum(isinstance(m, WanCausalConv3d) for m in vae.decoder.modules())
+        self.position = 0
+        self.past: list[torch.Tensor] = []
+
+    def decode_next(self, latent: torch.Tensor) -> torch.Tensor:
+        """One normalised latent frame (1, C, 1, H, W) to its frames in [-1, 1], (3, T, H, W)."""
+        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+        x = latent.to(self.vae.device, self.vae.dtype)
+        mean, inverse_std = _statistics(self.vae, x)
+        x = self.vae.post_quant_conv(x / inverse_std + mean)
+        first = {"first_chunk": True} if self.position == 0 else {}
+        out = self.vae.decoder(x, feat_cache=self.cache, feat_idx=[0], **first)
+        if self.vae.config.patch_size is not None:
+            out = unpatchify(out, patch_size=self.vae.config.patch_size)
+        self.position += 1
+        self.past = [*self.past, latent][-MAX_PAST:]
+        return torch.clamp(out[0], min=-1.0, max=1.0)
+
+    def ends_with(self, halo: torch.Tensor, *, is_whole: bool) -> bool:
+        """Whether the latent frames decoded last are these; with `is_whole` there must have been no others."""
+        count = halo.shape[2]
+        if len(self.past) < count or (self.position != count if is_whole else self.position < count):
+            return False
+        return torch.equal(torch.cat(self.past[-count:], dim=2), halo)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.cache if isinstance(t, torch.Tensor))
+
+
 def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Normalised latents (1, C, F, H, W) to frames in [-1, 1], (1, 3, T, H, W)."""
-    latents = latents.to(vae.device, vae.dtype)
-    mean, inverse_std = _statistics(vae, latents)
-    return vae.decode(latents / inverse_std + mean, return_dict=False)[0]  # type: ignore[no-any-return]  # diffusers is untyped
+    """Normalised latents (1, C, F, H, W), a whole stream, to frames in [-1, 1], (1, 3, T, H, W)."""
+    stream = DecodeStream(vae)
+    return torch.cat([stream.decode_next(latents[:, :, i : i + 1]) for i in range(latents.shape[2])], dim=1)[None]
 
 
 def _statistics(vae: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

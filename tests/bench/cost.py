@@ -82,7 +82,7 @@ def loop(model: str, steps: int) -> dict[str, Any]:
     for module in (pipe.text_encoder, pipe.transformer, pipe.vae):
         own_memory(module)
     pipe.set_progress_bar_config(disable=True)
-    request = WriteClip(FRAMES, "8/1", "8/1", *SIZE, "h264", 18)
+    request = WriteClip(0, FRAMES, 0, "8/1", "8/1", *SIZE, "h264", 18)
     folder = Path(tempfile.mkdtemp(prefix="loop-"))
 
     def film(wanted: list[dict[str, Any]]) -> None:

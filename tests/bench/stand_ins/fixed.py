@@ -18,7 +18,7 @@ def stand_in(stage: str) -> type:
     """The class `Stage` of a module of stand-ins."""
 
     class StandIn:
-        def __init__(self, model: str = "", **numerics: Any) -> None:
+        def __init__(self, model: str = "", components: Sequence[str] = (), **numerics: Any) -> None:
             self.seconds = SECONDS[stage]
 
         def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result:

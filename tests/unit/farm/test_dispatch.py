@@ -24,7 +24,9 @@ def make_film(name: str, lengths: list[int], *, shared_prompt: bool = False) -> 
         text = make_task("encode", EncodeText("same" if shared_prompt else f"{name} {i}", 8), extension="x", cost=1)
         what = Denoise((1,), length, 1.0, 1.0, None, False, hash(name) % 1000 * 100 + i)
         latents = make_task("denoise", what, inputs=(text.key,), extension="x", cost=length, label=f"{name}{i}")
-        frames = make_task("decode", Decode(length), inputs=(latents.key,), extension="x", cost=1)
+        frames = make_task(
+            "decode", Decode(((0, 1),), 0, True, 0, length), inputs=(latents.key,), extension="x", cost=1
+        )
         tasks += [text, latents, frames]
         ends.append(frames.key)
     tasks.append(make_task("assemble", JoinClips("mp4", (), name, ()), inputs=tuple(ends), extension="x", cost=1))

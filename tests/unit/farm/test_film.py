@@ -40,7 +40,7 @@ def test_a_shot_overrides_the_film_and_the_style_is_joined_by_one_blank(wan: Che
     one, two = film.shots
     assert (one.seed, one.steps, one.guidance, one.negative_prompt) == (7, 20, 5.0, "theirs")
     assert (two.seed, two.steps, two.guidance, two.negative_prompt) == (9, 3, 1.5, "mine")
-    assert one.prompt == "a ball at sunset"
+    assert one.prompts == ((0, "a ball at sunset"),)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,9 @@ def test_the_tail_of_what_the_rule_generates_is_cut(wan: Checkpoint) -> None:
 @given(factor=st.integers(1, 17), remainder=st.integers(0, 5), frames=st.integers(1, 500))
 def test_the_next_allowed_length_is_the_smallest_that_holds_the_shot(factor: int, remainder: int, frames: int) -> None:
     rule = FrameRule(factor, min(remainder, factor))
-    (chunk,) = cut_into_chunks(num_frames=frames, chunk_frames=1000, rule=rule)
+    (chunk,) = cut_into_chunks(
+        num_frames=frames, chunk_frames=rule.at_least(1000), overlap_frames=0, rule=rule, context="none"
+    )
     assert rule.allows(chunk.generated)
     assert chunk.generated >= frames == chunk.kept
     assert not any(rule.allows(n) for n in range(frames, chunk.generated))
@@ -93,7 +95,7 @@ def test_continuity_and_style_are_part_of_the_job(wan: Checkpoint) -> None:
     ]
     assert len(set(ids)) == 4
     joined, split = film_of(wan, style="x y"), film_of(wan, style="y", shots=[SHOT | {"prompt": "a ball x"}])
-    assert joined.shots[0].prompt == split.shots[0].prompt
+    assert joined.shots[0].prompts == split.shots[0].prompts
     assert job_id_of(joined, wan) != job_id_of(split, wan)
 
 

@@ -100,6 +100,6 @@ def test_only_what_leads_to_something_missing_runs(tiny_wan: Path) -> None:
     assert tasks_to_run(plan.tasks, plan.targets, lambda t: True) == set()
     assert tasks_to_run(plan.tasks, plan.targets, lambda t: False) == set(plan.tasks)
     assert tasks_to_run(plan.tasks, plan.targets, lambda t: t.key != shot.clip) == {shot.clip}
-    lacking = {shot.clip, shot.frames, plan.film}
+    lacking = {shot.clip, *shot.frames, plan.film}
     assert tasks_to_run(plan.tasks, plan.targets, lambda t: t.key not in lacking) == lacking
     assert tasks_to_run(plan.tasks, plan.targets, lambda t: t.stage == "assemble") == set()  # frames are not asked for

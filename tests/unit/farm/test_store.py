@@ -16,7 +16,7 @@ from farm.store import Store, artifact_path, sidecar_path
 from farm.task import Decode, EncodeText
 
 TASK = make_task("encode", EncodeText("a ball", 8), extension="safetensors", label="a ball")
-FRAMES = make_task("decode", Decode(9), extension="mkv", inputs=("0" * 64,))
+FRAMES = make_task("decode", Decode(((0, 3),), 0, True, 0, 9), extension="mkv", inputs=("0" * 64,))
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -12,7 +12,6 @@ from in_process import resolve_board
 from PIL import Image
 
 from farm.checkpoint import find_checkpoint
-from farm.errors import InputError
 from farm.storyboard import json_schema, parse_storyboard
 
 EXAMPLE = """\
@@ -46,23 +45,13 @@ shots:
 """
 
 
-def test_the_example_is_valid_but_for_what_is_not_available_yet(
-    tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_designs_own_example_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (96, 64)).save("hill.png")
-    with pytest.raises(InputError) as caught:
-        resolve_board(EXAMPLE, find_checkpoint(str(tiny_wan), beside=Path()))
-    problems = caught.value.problems
-    assert all("not available yet" in p.message for p in problems)
-    assert [(p.line, p.key) for p in problems] == [
-        (15, "shots[0].seconds"),
-        (17, "shots[1].prompts"),
-        (19, "shots[1].transition"),
-        (22, "shots[2].image"),
-        (26, "shots[3].continue_from"),
-    ]
-    assert "also shots[2].seconds, shots[3].seconds" in problems[0].message
+    resolved = resolve_board(EXAMPLE, find_checkpoint("builtin", beside=Path()))
+    assert [len(shot.chunks) for shot in resolved.film.shots] == [8, 13, 3, 6]
+    assert resolved.film.num_delivered == 24 * (12 + 20 + 5 + 9) - 12
+    assert not resolved.warnings
 
 
 def test_the_json_schema_takes_the_example_and_refuses_a_misspelt_key() -> None:

@@ -30,7 +30,7 @@ def moving_square(num_frames: int = 9) -> bytes:
 
 
 def clip_request(codec: str, *, num_frames: int = 27, output_fps: str = "24/1") -> WriteClip:
-    return WriteClip(num_frames, "8/1", output_fps, 128, 96, codec, CODECS[codec][1])
+    return WriteClip(0, num_frames, 0, "8/1", output_fps, 128, 96, codec, CODECS[codec][1])
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -67,7 +67,7 @@ def test_a_fraction_of_a_frame_rate_is_kept() -> None:
 )
 def test_delivered_frames_show_the_frame_in_force(num_frames: int, fps: str, output: str) -> None:
     delivered = num_delivered(num_frames, fps=float(fps), output_fps=float(output))
-    request = WriteStills(delivered, f"{fps}/1", f"{output}/1", 4, 4)
+    request = WriteStills(0, delivered, 0, f"{fps}/1", f"{output}/1", 4, 4)
     pictures = [np.full((1, 1, 3), i, np.uint8) for i in range(num_frames)]
     shown = [int(p[0, 0, 0]) for p in retime(pictures, request)]
     assert shown == [min(num_frames - 1, int(j * Fraction(fps) / Fraction(output))) for j in range(delivered)]

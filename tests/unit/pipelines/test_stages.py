@@ -81,7 +81,7 @@ def test_embeddings_are_zero_after_the_last_token(tiny_wan: Path) -> None:
 
 def test_decode_keeps_as_many_frames_as_asked(tiny_wan: Path) -> None:
     latents = [save({"latents": torch.zeros(SHAPE)})]
-    made = decode.Stage(str(tiny_wan)).run(Decode(7), latents, Progress()).artifact
+    made = decode.Stage(str(tiny_wan)).run(Decode(((0, 3),), 0, True, 0, 7), latents, Progress()).artifact
     frames = list(read_lossless(made))
     assert len(frames) == 7
     assert frames[0].shape == (48, 64, 3)
