@@ -276,12 +276,12 @@ def draw_report(store: Store, job: str) -> str:
 def run_plan(args: argparse.Namespace, answer: Answer) -> int:
     order = read_order(args, answer, target=Target())
     answer.data["status"] = "planned"
+    for warning in order.warnings:
+        print(f"farm: warning: {warning}", file=sys.stderr)
     if args.json:
         return answer.finish(0)
     for line in plan_table(order.job, order.plan, order.missing):
         print(line)
-    for warning in order.warnings:
-        print(f"warning: {warning}")
     return 0
 
 

@@ -333,9 +333,10 @@ class _Resolver:
         return FilmTransition(asked.kind, num) if num else None
 
     def _check_transitions(self, shots: list[FilmShot | None]) -> None:
-        for (i, _), shot, following in zip(self.draft.shots, shots, [*shots[1:], None], strict=True):
+        for n, shot in enumerate(shots):
             if shot is None:
                 continue
+            i, following = self.draft.shots[n][0], shots[n + 1] if n + 1 < len(shots) else None
             leaves = following.num_transition if following else 0
             if shot.num_transition + leaves > shot.num_delivered:
                 own = shot.num_transition > shot.num_delivered or not leaves
@@ -343,7 +344,7 @@ class _Resolver:
                 self.fault(
                     place,
                     f"{dotted(place)} must leave room in shot {shot.id!r}: its transitions take {shot.num_transition} "
-                    f"and {leaves} of its {shot.num_delivered} frames",
+                    f"and {leaves} of its {shot.num_delivered} delivered frames",
                 )
 
     def _warn_of_unknown_words(self) -> None:
@@ -373,7 +374,7 @@ class _Resolver:
         of_film, card = self.top.continuity or Continuity(), self.card
         asked = own or of_film
         chunk = _first(asked.chunk_frames, of_film.chunk_frames, card.chunk_frames)
-        context = _first(asked.context, of_film.context, next(iter(card.contexts), "none"))
+        context = _first(asked.context, of_film.context, next(iter(card.contexts), ""))
         strong = "extend" if {"latents", "frames"} & set(card.contexts) else "blend"
         mode = _first(asked.mode, of_film.mode, strong)
         exact = {"none": 0, "last_frame": 1}.get(context) if asked.context or of_film.context else None
@@ -470,7 +471,7 @@ def _sources_first(
 def _no_context(name: str, card: ModelCard, context: str) -> str:
     able = " or ".join(card.contexts)
     instead = f"{able} for {card.name}, or none" if able else f"none for {card.name}, which cannot go on from frames"
-    return f"{name} must be {instead}, got {context}"
+    return f"{name} must be {instead}, got {context or 'nothing'}"
 
 
 def _off_rule(name: str, card: ModelCard, got: int) -> str:
