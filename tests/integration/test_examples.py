@@ -13,7 +13,10 @@ from PIL import Image
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("board", EXAMPLES, ids=[b.stem for b in EXAMPLES])
+@pytest.mark.parametrize(
+    "board",
+    [pytest.param(b, id=b.stem, marks=[pytest.mark.slow] if b.stem == "minute" else []) for b in EXAMPLES],
+)
 def test_an_example_is_rendered_exactly(board: Path, tmp_path: Path) -> None:
     store, out = tmp_path / "store", tmp_path / "frames"
     pictures = farm("render", board, "--store", store, "--out", out, "--json")

@@ -97,6 +97,45 @@ def test_a_task_avoids_replicas_where_it_failed_while_there_are_others() -> None
     assert dispatcher.take(ALL, replica="bad", peers=()) == text
 
 
+def take_of(length: int) -> tuple[Dispatcher, list[Task]]:
+    """One shot of several chunks: each decode task goes on where the one before ended."""
+    tasks: list[Task] = []
+    for k in range(length):
+        latents = make_task("denoise", Denoise((1,), k + 1, 1.0, 1.0, None, False, k), extension="x", cost=1)
+        near = tasks[-1].key if tasks else ""
+        shown = Decode(((0, 1),), 0, True, 0, k + 1)
+        tasks += [latents, make_task("decode", shown, inputs=(latents.key,), extension="x", cost=1, near=near)]
+    dispatcher = Dispatcher()
+    dispatcher.add_job("f", {t.key: t for t in tasks}, {t.key for t in tasks})
+    for task in take_all(dispatcher, ["denoise"]):
+        finish(dispatcher, task.key)
+    return dispatcher, [t for t in tasks if t.stage == "decode"]
+
+
+def test_a_task_is_kept_for_the_replica_that_can_go_on() -> None:
+    dispatcher, (one, two, three) = take_of(3)
+    both = ("a", "b")
+    assert dispatcher.take(["decode"], replica="a", peers=both, idle=both) is not None
+    first = next(t for t in (one, two, three) if dispatcher.nodes[t.key].state == "active")
+    following = {one.key: two, two.key: three}.get(first.key)
+    assert following is not None
+    finish(dispatcher, first.key)
+    others = set()
+    while (task := dispatcher.take(["decode"], replica="b", peers=both, idle=both)) is not None:
+        others.add(task.key)
+    assert following.key not in others  # `a` is idle and has the cache
+    assert dispatcher.take(["decode"], replica="a", peers=both, idle=both) == following
+
+
+def test_a_task_goes_elsewhere_when_the_replica_that_could_go_on_is_busy_or_gone() -> None:
+    for peers, idle in ((("a", "b"), ("b",)), (("b",), ("b",))):
+        dispatcher, (one, two) = take_of(2)
+        while dispatcher.take(["decode"], replica="a", peers=("a",), idle=("a",)) not in (one, None):
+            dispatcher.requeue(two.key)
+        finish(dispatcher, one.key)
+        assert dispatcher.take(["decode"], replica="b", peers=peers, idle=idle) == two
+
+
 def test_a_task_that_failed_on_every_replica_goes_to_any() -> None:
     _tasks, dispatcher = one_film([3])
     (text,) = take_all(dispatcher, ["encode"])

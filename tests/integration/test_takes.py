@@ -1,0 +1,76 @@
+"""Long takes through Ray: streams, context, pictures and transitions have the same bits whoever renders them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from farm_process import farm, finish, start_farm, wait_until
+from PIL import Image
+
+BOARD = """\
+title: Takes
+size: 64x48
+fps: 8
+steps: 3
+shots:
+  - {id: one, prompts: [{at: 0, prompt: a red ball rolls}, {at: 2, prompt: a blue cube rolls}], seconds: 5}
+  - {id: two, prompt: a green car, image: picture.png, frames: 30, transition: {kind: crossfade, seconds: 0.5},
+     continuity: {context: frames}}
+  - {id: three, prompt: a white cone floats, continue_from: one, frames: 25, transition: {kind: wipeup, seconds: 1}}
+"""
+NUM_DELIVERED = 40 + 30 + 25 - 4 - 8
+
+
+def write_board(folder: Path) -> Path:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / "picture.png")
+    board = folder / "film.yaml"
+    board.write_text(BOARD)
+    return board
+
+
+def frames_of(folder: Path) -> list[bytes]:
+    return [p.read_bytes() for p in sorted(folder.glob("*.png"))]
+
+
+def write_pools(folder: Path, replicas: int) -> Path:
+    pools, bounds = folder / f"pools{replicas}.yaml", f"replicas: {{min: {replicas}, max: {replicas}}}"
+    pools.write_text(f"pools: {{all: {{stages: [encode, denoise, decode, assemble], {bounds}}}}}\n")
+    return pools
+
+
+def test_takes_have_the_same_bits_on_one_replica_and_on_three(tmp_path: Path) -> None:
+    board, made = write_board(tmp_path), []
+    for replicas in (1, 3):
+        store, out = tmp_path / f"store{replicas}", tmp_path / f"frames{replicas}"
+        options = ("--store", store, "--pools", write_pools(tmp_path, replicas), "--out", out, "--json")
+        done = farm("render", board, *options)
+        assert done.code == 0, done.told
+        assert done.answer["frames"] == NUM_DELIVERED
+        assert [s["chunks"] for s in done.answer["shots"]] == [3, 3, 2]
+        made.append(frames_of(out))
+    assert len(made[0]) == NUM_DELIVERED
+    assert made[0] == made[1]
+    (tmp_path / "picture.png").unlink()  # the store has it
+    again = farm("plan", board, "--store", tmp_path / "store1", "--json")
+    assert again.code == 2
+    assert again.answer["errors"][0]["key"] == "shots[1].image"
+
+
+@pytest.mark.slow
+def test_a_replica_that_is_killed_in_a_take_costs_no_bits(tmp_path: Path) -> None:
+    board, pools = write_board(tmp_path), write_pools(tmp_path, 2)
+    whole = farm("render", board, "--store", tmp_path / "whole", "--pools", pools, "--out", tmp_path / "a", "--json")
+    assert whole.code == 0, whole.told
+    store = tmp_path / "store"
+    process = start_farm("render", board, "--store", store, "--pools", pools, "--out", tmp_path / "b", "--json")
+    made = store / "artifacts"
+    wait_until("some chunks to be denoised", lambda: len(list(made.glob("*/*.safetensors"))) > 6)
+    inside = psutil.Process(process.pid).children(recursive=True)
+    next(p for p in inside if "ray::Replica" in " ".join(p.cmdline())).kill()
+    done = finish(process)
+    assert done.code == 0, done.told
+    assert done.answer["tasks"]["run"] == whole.answer["tasks"]["run"]
+    assert frames_of(tmp_path / "a") == frames_of(tmp_path / "b")
