@@ -22,7 +22,7 @@ from typing import Any
 
 from farm.document import read_document
 from farm.errors import InputError, Problem, RenderError, StoreError
-from farm.journal import publish_film, write_job
+from farm.journal import publish_film, read_seams, write_job
 from farm.plan import tasks_to_run
 from farm.pools import cannot_fit, load_pools, pools_as_json, without_kinds
 from farm.store import Store
@@ -159,7 +159,7 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
         raise RenderError(f"the film is finished ({film}), but could not be written to {args.out}: {e}") from e
     for shot, told in zip(order.plan.shots, answer.data["shots"], strict=True):
         told["clip"] = order.store.full(f"films/{order.job.id}/shots/{shot.id}.{order.plan.tasks[shot.clip].extension}")
-    answer.data |= {"status": "completed", "film": path}
+    answer.data |= {"status": "completed", "film": path, "seams": read_seams(order.store, order.plan)}
     ran, reused = answer.data["tasks"]["run"], answer.data["tasks"]["reused"]
     print(
         f"farm: {path}: {answer.data['frames']} frames, {answer.data['seconds']:.2f} s; {ran} tasks run, {reused} "

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
-import io
 import platform
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from statistics import median
 
-import av
-from PIL import Image
-
 from farm.journal import Job, read_attempts, read_job
 from farm.store import Store
 from farm.task import STAGES, Attempt
 
+from .seams import seams_section
+from .sheets import contact_sheet
+
 EMBED_BYTES = 8 * 2**20  # a larger film is linked to, as it lies beside the report
 MAX_SHEETS = 200  # shots that get a contact sheet
-SHEET_FRAMES, SHEET_HEIGHT_PX = 6, 96
 QUIET_S = 60.0  # a longer pause between attempts starts a new chart
 COLOURS = {
     "encode": "#7c9cbf", "denoise": "#d9822b", "decode": "#5b9e6f", "interpolate": "#a78bc0", "upscale": "#c0a36e",
@@ -63,6 +61,7 @@ def make_report(store: Store, job_id: str) -> str:
         f"<h1>{escape(job.film.title)}</h1><p class='soft'>{escape(facts)}</p>",
         _player(store, folder, film) if film else "<p>The film is not finished.</p>",
         "<h2>Shots</h2>", *_sheets(store, folder, job),
+        *seams_section(store, job),
         "<h2>Time and memory by stage</h2>", stage_table(attempts), *_reasons(attempts),
         "<h2>Attempts by pool and replica</h2>", *(gantt(s) for s in sessions(attempts)),
         f"<h2>Storyboard</h2><pre>{escape(job.storyboard)}</pre>",
@@ -107,26 +106,6 @@ def _sheets(store: Store, folder: str, job: Job) -> Iterable[str]:
         yield f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
     if len(job.film.shots) > MAX_SHEETS:
         yield f"<p class='soft'>and {len(job.film.shots) - MAX_SHEETS} more shots</p>"
-
-
-def contact_sheet(clip: bytes, *, num_frames: int = SHEET_FRAMES, height_px: int = SHEET_HEIGHT_PX) -> bytes:
-    """Frames spread evenly over a clip, side by side, as JPEG."""
-    with av.open(io.BytesIO(clip), "r") as container:
-        total = sum(1 for _ in container.decode(video=0))
-    wanted = [round(i * (total - 1) / max(1, num_frames - 1)) for i in range(num_frames)]
-    kept = {}
-    with av.open(io.BytesIO(clip), "r") as container:  # again, so that only what is shown is held in memory
-        for i, frame in enumerate(container.decode(video=0)):
-            if i in wanted:
-                kept[i] = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    chosen = [kept[i] for i in wanted]
-    width = round(chosen[0].width * height_px / chosen[0].height)
-    sheet = Image.new("RGB", (num_frames * (width + 4) - 4, height_px), "white")
-    for i, picture in enumerate(chosen):
-        sheet.paste(picture.resize((width, height_px), Image.Resampling.LANCZOS), (i * (width + 4), 0))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
 
 
 def stage_table(attempts: Sequence[Attempt]) -> str:

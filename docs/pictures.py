@@ -11,7 +11,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 
-from dashboards.report import contact_sheet
+from dashboards.sheets import contact_sheet
 
 HERE = Path(__file__).parent
 GIF_FILTER = (

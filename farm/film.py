@@ -74,6 +74,11 @@ class FilmShot:
         return [prompt for first, prompt in self.prompts if first <= max(frame, 0)][-1]
 
     @property
+    def is_one_stream(self) -> bool:
+        """Whether all its latent frames lie in one stream for the decoder."""
+        return self.context == "latents" or (len(self.chunks) < 2 and self.continue_from is None)
+
+    @property
     def num_transition(self) -> int:
         return self.transition.num_delivered if self.transition else 0
 

@@ -69,7 +69,14 @@ def publish_film(store: Store, job: Job, plan: Plan) -> str:
         task = plan.tasks[key]
         source = store.local_path_of(task) or store.read(task)
         path = store.publish(f"films/{job.id}/{name}.{task.extension}", source)
+    store.publish(f"films/{job.id}/seams.json", json.dumps(read_seams(store, plan), indent=1).encode())
     return path
+
+
+def read_seams(store: Store, plan: Plan) -> list[dict[str, Any]]:
+    """All measured joins and cuts of a finished film, in order."""
+    lines = [(s.id, line) for s in plan.shots if s.seams for line in store.read(plan.tasks[s.seams]).splitlines()]
+    return [{"shot": shot} | json.loads(line) for shot, line in lines]
 
 
 def write_attempt(store: Store, attempt: Attempt) -> None:

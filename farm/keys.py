@@ -11,7 +11,7 @@ from .task import Request, Stage, Task
 
 STAGE_VERSIONS: dict[str, int] = {  # raise one when its code changes what it puts out
     "EncodeText": 1, "SourceImage": 1, "EncodeImage": 1, "EncodeFrames": 1, "Denoise": 1, "Decode": 2, "WriteClip": 1,
-    "WriteStills": 1, "MixFrames": 1, "JoinClips": 1,
+    "WriteStills": 1, "MixFrames": 1, "MeasureSeams": 1, "JoinClips": 1,
 }  # fmt: skip
 
 

@@ -10,10 +10,11 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
+from .chunks import FrameRule
 from .film import CODEC_CONTAINERS, Film, FilmShot
 from .keys import make_task
 from .plan_shots import ShotPlanner
-from .task import JoinClips, MixFrames, Strip, WriteClip, WriteStills
+from .task import JoinClips, MeasureSeams, MixFrames, Strip, WriteClip, WriteStills
 
 CLIP_EXTENSION = {codec: containers[0] for codec, containers in CODEC_CONTAINERS.items()}
 
@@ -50,6 +51,24 @@ class ClipPlanner:
                 pieces.append(self._clip(shot, inputs, first=first, num=end - first, source=strip.source_frame))
         clip = pieces[0] if len(pieces) == 1 else self.join(pieces, container=self.extension, label=shot.id)
         return clip, [*tasks, *pieces, clip]
+
+    def seams(self, i: int) -> str | None:
+        """Plan the measure of a shot's joins and of how it begins."""
+        shot, before = self.film.shots[i], self.film.shots[i - 1] if i else None
+        frames = self.planner.frames[shot.id]
+        inputs, num_before, starts = tuple(frames), 0, []
+        if before is not None and not shot.num_transition:
+            last = self.planner.frames[before.id][-1]
+            inputs, (num_before,) = (last, *inputs), self.planner.lengths([last])
+            starts = [(0, "join" if shot.continue_from == before.id else "cut")]
+        joins, inner = latent_starts(shot, self.planner.card.rule)
+        if not joins and not starts:
+            return None
+        request = MeasureSeams(joins, tuple(starts), inner, num_before)
+        task = make_task(
+            "assemble", request, inputs=inputs, extension="jsonl", label=shot.id, cost=self._pixels(shot.num_frames)
+        )  # fmt: skip
+        return self.planner.add(task)
 
     @property
     def extension(self) -> str:
@@ -127,6 +146,19 @@ class ClipPlanner:
 
     def _pixels(self, num_frames: int) -> float:
         return 18 * num_frames * self.film.width_px * self.film.height_px / self.planner.card.spatial_factor**2 / 4
+
+
+def latent_starts(shot: FilmShot, rule: FrameRule) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Model frames of a shot at which a latent frame begins: those where chunks join, and those inside chunks."""
+    joins = tuple(c.first_frame for c in shot.chunks if 0 < c.first_frame < shot.num_frames)
+    inner = []
+    for chunk in shot.chunks:
+        given = rule.num_frames(chunk.context_latents)
+        stream_begins = -shot.before_frames if shot.is_one_stream else chunk.first_frame - given
+        first = chunk.first_latent + chunk.context_latents
+        starts = [stream_begins + rule.num_frames(n) for n in range(first, chunk.first_latent + chunk.num_latents)]
+        inner += [at for at in starts if chunk.first_frame < at < chunk.first_frame + chunk.kept and at > 1]
+    return joins, tuple(inner)
 
 
 def as_fraction(fps: float) -> str:

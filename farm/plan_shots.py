@@ -51,7 +51,7 @@ class ShotPlanner:
         self.past[shot.id] = [*self.past[source], *self.frames[source]] if source else []
         self.frames[shot.id] = []
         self.shot_tasks[shot.id] = []
-        if shot.context == "latents" or (len(shot.chunks) == 1 and not source):
+        if shot.is_one_stream:
             self._one_stream(shot)
         else:
             self._own_streams(shot)

@@ -133,6 +133,20 @@ class MixFrames:
 
 
 @dataclass(frozen=True)
+class MeasureSeams:
+    """Measure how visible a shot's joins are and how it begins: JSON lines, one a seam.
+
+    All numbers are model frames of the shot: the first one after a join, or after the start of a latent frame inside a
+    chunk. The inputs' frames are those of the shot, preceded by the last `num_before` of the shot before.
+    """
+
+    joins: tuple[int, ...]
+    starts: tuple[tuple[int, str], ...]  # (0, "cut" or "join") where the shot follows another without a transition
+    inner: tuple[int, ...]
+    num_before: int
+
+
+@dataclass(frozen=True)
 class JoinClips:
     """Join clips by copying packets, with one chapter per shot and the film's metadata."""
 
@@ -144,7 +158,7 @@ class JoinClips:
 
 Request = (
     EncodeText | SourceImage | EncodeImage | EncodeFrames | Denoise | Decode | WriteClip | WriteStills | MixFrames
-    | JoinClips
+    | MeasureSeams | JoinClips
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import tempfile
@@ -21,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from farm.plan_clips import CLIP_EXTENSION
-from farm.task import JoinClips, MixFrames, WriteClip, WriteStills
+from farm.task import JoinClips, MeasureSeams, MixFrames, WriteClip, WriteStills
 
 from .ffmpeg_commands import join_clips_command, metadata_text, mix_command, write_clip_command
 from .frames import Frame, read_lossless, write_lossless
@@ -46,7 +47,7 @@ class Stage:
 
     @singledispatchmethod
     def _write(self, request: Any, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
-        raise TypeError(f"assemble takes WriteClip, WriteStills, MixFrames or JoinClips, got {type(request).__name__}")
+        raise TypeError(f"assemble takes clips, stills, mixes, seams and joins, got {type(request).__name__}")
 
     @_write.register
     def _(self, request: WriteClip, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
@@ -87,6 +88,15 @@ class Stage:
         target.write_bytes(write_lossless(frames, **size))
         for part in (*sides, mixed):
             part.unlink()
+        progress.advance(1, 1)
+        return target
+
+    @_write.register
+    def _(self, request: MeasureSeams, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
+        from .seams import measure_seams
+
+        target = folder / "seams.jsonl"
+        target.write_text("".join(json.dumps(seam) + "\n" for seam in measure_seams(request, read_all(inputs))))
         progress.advance(1, 1)
         return target
 

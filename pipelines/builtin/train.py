@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--slice-minutes", type=float, default=1e9, help="stop after this long; run again to go on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--begin-with", type=Path, help="a model folder to go on from, instead of random weights")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -54,7 +55,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     train = train_autoencoder if args.phase == "autoencoder" else train_transformer
     until = time.monotonic() + 60 * args.slice_minutes
-    train(args.out, args.work, Options(args.steps, args.seed, args.threads, args.begin_with, until))
+    train(args.out, args.work, Options(args.steps, args.seed, args.threads, args.device, args.begin_with, until))
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Options:
     steps: int | None
     seed: int
     threads: int
+    device: str
     begin_with: Path | None
     until: float  # time.monotonic() at which the slice ends
 
@@ -133,7 +135,8 @@ class Run:
     def _load(self) -> None:
         with safe_open(self.file, "pt") as f:
             self.step = int(f.metadata()["step"])
-        state = load_file(self.file)
+        device = next(iter(self.named.values())).device
+        state = load_file(self.file, device=str(device))
         with torch.no_grad():
             for k, p in self.named.items():
                 p.copy_(state[f"model.{k}"])
@@ -234,8 +237,8 @@ class WholeClips:
     The numbers are the same (a test compares them to 1e-5); training is three times as fast.
     """
 
-    def __init__(self, vae: AutoencoderKLWan) -> None:
-        self.vae = vae
+    def __init__(self, vae: AutoencoderKLWan, device: str = "cpu") -> None:
+        self.vae, self.device = vae.to(device), device
         for module in vae.modules():
             if isinstance(module, autoencoder_kl_wan.WanResample):
                 module.forward = partial(self._resample, module)
@@ -258,7 +261,7 @@ class WholeClips:
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """Video (B, 3, T, H, W) in [-1, 1] to the mode of its latents (B, C, F, H / 8, W / 8)."""
-        video = video.contiguous(memory_format=torch.channels_last_3d)
+        video = video.to(self.device).contiguous(memory_format=torch.channels_last_3d)
         patches = autoencoder_kl_wan.patchify(video, self.vae.config.patch_size)
         moments: torch.Tensor = self.vae.quant_conv(self.vae.encoder(patches))
         return moments.float().chunk(2, dim=1)[0]
@@ -310,17 +313,17 @@ def train_autoencoder(out: Path, work: Path, options: Options) -> None:
     vae = architecture.autoencoder()
     if options.begin_with:
         vae = AutoencoderKLWan.from_pretrained(options.begin_with / "vae", dtype=torch.float32, disable_mmap=True)
-    clips = WholeClips(vae)
+    clips = WholeClips(vae, options.device)
     run = Run(vae, work / "autoencoder.safetensors", steps=steps, muon=5e-3, adamw=2e-3, ema=0.998)
     pool = ClipPool(seed=seed, step=run.step)
 
     def loss_at(step: int, half: int) -> torch.Tensor:
         _, num_frames, batch = next(s for s in AUTOENCODER_SCHEDULE if step < s[0] * steps)
         rng = np.random.default_rng((seed, step, half))
-        video, mask = pool.batch(rng, size=batch, num_frames=num_frames)
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        video, mask = (x.to(options.device) for x in pool.batch(rng, size=batch, num_frames=num_frames))
+        with torch.autocast(options.device, torch.bfloat16, cache_enabled=False):
             z = clips.encode(video)
-            noise = torch.from_numpy(rng.standard_normal(z.shape, dtype=np.float32))
+            noise = torch.from_numpy(rng.standard_normal(z.shape, dtype=np.float32)).to(options.device)
             error = clips.decode(z + 0.1 * noise) - video
         weight = 1 + 6 * mask
         edges = sum((error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (-1, -2))
@@ -335,7 +338,7 @@ def train_autoencoder(out: Path, work: Path, options: Options) -> None:
 
 
 def save_autoencoder(out: Path, vae: AutoencoderKLWan) -> None:
-    vae = copy.deepcopy(vae).half()
+    vae = copy.deepcopy(vae).cpu().half()
     for p in vae.parameters():
         p.data = p.data.contiguous()
     vae.save_pretrained(out / "vae")
@@ -362,7 +365,7 @@ def measure_autoencoder(clips: WholeClips, *, seed: int) -> dict[str, float]:
     for num_frames, count in ((17, 40), (97, 6)):
         errors = []
         for video in held_out(np.random.default_rng((seed, num_frames)), count=count, num_frames=num_frames):
-            decoded = clips.decode(clips.encode(video)).clamp(-1, 1)
+            decoded = clips.decode(clips.encode(video)).clamp(-1, 1).cpu()
             errors.append((((decoded - video) / 2) ** 2).mean((0, 1, 3, 4)))
         psnr = -10 * torch.log10(torch.stack(errors).mean(0))
         mean = -10 * math.log10(float(torch.stack(errors).mean()))
@@ -407,10 +410,10 @@ class Denoiser(torch.nn.Module):
         return hidden * mask[..., None]
 
 
-def encode_clips(out: Path, work: Path, *, seed: int, shards: range) -> None:
+def encode_clips(out: Path, work: Path, *, seed: int, shards: range, device: str = "cpu") -> None:
     """Draw and encode clips: files of normalised latents (N, C, F, H, W) in float16 with the scenes' captions."""
     vae = AutoencoderKLWan.from_pretrained(out / "vae", dtype=torch.float32, disable_mmap=True).eval()
-    clips = WholeClips(vae)
+    clips = WholeClips(vae, device)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     for shard in shards:
         file = work / f"latents-{shard:03d}.safetensors"
@@ -423,7 +426,7 @@ def encode_clips(out: Path, work: Path, *, seed: int, shards: range) -> None:
             frames = world.render(scene, num_frames=4 * CLIP_LATENTS - 3, first_frame=first)
             video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
             with torch.no_grad():
-                latents.append((clips.encode(video) - mean) / std)
+                latents.append((clips.encode(video).cpu() - mean) / std)
             captions.append(scene.caption)
         temporary = file.with_suffix(".part")
         save_file({"latents": torch.cat(latents).half()}, temporary, {"captions": json.dumps(captions)})
@@ -442,14 +445,16 @@ def load_clips(work: Path) -> tuple[torch.Tensor, list[str]]:
 
 def train_transformer(out: Path, work: Path, options: Options) -> None:
     steps, seed = options.steps or 16_000, options.seed
-    encode_clips(out, work, seed=seed, shards=range(SHARDS))
+    device = options.device
+    encode_clips(out, work, seed=seed, shards=range(SHARDS), device=device)
     latents, captions = load_clips(work)
     torch.manual_seed(seed)
     model, tokenizer = Denoiser(), architecture.tokenizer()
     if options.begin_with:
         model.begin_with(options.begin_with)
+    model.to(device)
     run = Run(model, work / "transformer.safetensors", steps=steps, muon=5e-3, adamw=2e-3, ema=0.999)
-    weight_HW = torch.ones(latents.shape[3:])
+    weight_HW = torch.ones(latents.shape[3:], device=device)
     weight_HW[2:7, 4:9] = OBJECT_WEIGHT  # fixed, so that it does not move what is learned, only how fast
     weight_HW /= weight_HW.mean()
 
@@ -469,18 +474,20 @@ def train_transformer(out: Path, work: Path, options: Options) -> None:
         sigma_F = sigma[:, None] * is_new
         blur_F = torch.from_numpy(rng.uniform(0, CONTEXT_NOISE, batch)).float()[:, None] * ~is_new
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
+        clean, noise, is_new, sigma_F, blur_F = (x.to(device) for x in (clean, noise, is_new, sigma_F, blur_F))
         s, blur = (x[:, None, :, None, None] for x in (sigma_F, blur_F))
         tokens_per_frame = clean.shape[3] // 2 * (clean.shape[4] // 2)
         timestep = (sigma_F * 1000).repeat_interleave(tokens_per_frame, dim=1)
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            text = model.embed(tokens.input_ids, tokens.attention_mask)
+        with torch.autocast(device, torch.bfloat16, cache_enabled=False):
+            text = model.embed(tokens.input_ids.to(device), tokens.attention_mask.to(device))
             seen = (1 - s) * clean + (s + blur) * noise
             predicted = model.transformer(seen, timestep, text, return_dict=False)[0]
         error = ((predicted.float() - (noise - clean)) ** 2 * weight_HW).mean((1, 3, 4))  # (B, F)
         total: torch.Tensor = (error * is_new).sum() / is_new.sum()
         return total
 
-    with sdpa_kernel([SDPBackend.MATH]):  # the fused kernel's backward is slow on CPUs for short sequences
+    backends = [SDPBackend.MATH] if device == "cpu" else [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(backends):  # on CPUs the fused kernel's backward is slow for short sequences
         done = drive(run, Workers(model, options.threads), loss_at, until=options.until)
     run.use_average()
     save_pipeline(out, model)
@@ -495,8 +502,8 @@ def save_pipeline(out: Path, model: Denoiser) -> None:
     """Write the whole model in diffusers format, half precision, as stock WanPipeline loads it."""
     vae = AutoencoderKLWan.from_pretrained(out / "vae", dtype=torch.float16)
     pipe = WanPipeline(
-        tokenizer=architecture.tokenizer(), text_encoder=copy.deepcopy(model.text_encoder).half(), vae=vae,
-        scheduler=architecture.scheduler(), transformer=copy.deepcopy(model.transformer).half(), expand_timesteps=True,
+        tokenizer=architecture.tokenizer(), text_encoder=copy.deepcopy(model.text_encoder).cpu().half(), vae=vae,
+        scheduler=architecture.scheduler(), transformer=copy.deepcopy(model.transformer).cpu().half(), expand_timesteps=True,
     )  # fmt: skip
     pipe.save_pretrained(out, safe_serialization=True)
     for file in out.glob("*/config.json"):  # diffusers writes where it loaded from

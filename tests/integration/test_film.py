@@ -48,11 +48,11 @@ def test_a_film_is_exactly_what_was_asked_for(tiny_wan: Path, tmp_path: Path) ->
     board, store = write_board(tmp_path, tiny_wan), tmp_path / "store"
     frames = farm("render", board, "--store", store, "--out", tmp_path / "frames", "--json")
     assert frames.code == 0, frames.told
-    assert frames.answer["tasks"] == {"total": 12, "run": 12, "reused": 0, "retried": 0}
+    assert frames.answer["tasks"] == {"total": 13, "run": 13, "reused": 0, "retried": 0}
 
     film = farm("render", board, "--store", store, "--out", tmp_path / "film.mp4", "--json").answer
     assert film["job"] == frames.answer["job"]
-    assert film["tasks"] == {"total": 10, "run": 0, "reused": 10, "retried": 0}
+    assert film["tasks"] == {"total": 11, "run": 0, "reused": 11, "retried": 0}
     assert (film["width"], film["height"], film["fps"]) == (128, 96, 24.0)
     assert (film["frames"], film["seconds"]) == (NUM_DELIVERED, NUM_DELIVERED / 24)
     assert [(s["id"], s["frames"], s["chunks"]) for s in film["shots"]] == [("one", 9, 1), ("two", 12, 1)]

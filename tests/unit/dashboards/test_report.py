@@ -7,7 +7,9 @@ import io
 import numpy as np
 from PIL import Image
 
-from dashboards.report import contact_sheet, gantt, sessions, stage_table
+from dashboards.report import gantt, sessions, stage_table
+from dashboards.seams import seams_table
+from dashboards.sheets import contact_sheet, sheet_of
 from farm.task import Attempt
 from pipelines.frames import write_lossless
 
@@ -34,6 +36,27 @@ def test_the_chart_has_a_bar_for_each_attempt_and_escapes_labels() -> None:
 def test_the_table_sums_a_stage() -> None:
     table = stage_table([attempt(0), attempt(9)])
     assert all(cell in table for cell in ("<td>denoise</td>", "<td>3.00</td>", "<td>1024</td>"))
+
+
+def test_the_table_of_seams_has_a_row_for_each() -> None:
+    seam = {
+        "shot": "<b>",
+        "frame": 17,
+        "kind": "join",
+        "mad_ratio": 1.234,
+        "warp_ratio": 2,
+        "flow_jump": 0,
+        "delta_e": 1,
+    }
+    table = seams_table([seam, seam | {"kind": "cut"}])
+    assert table.count("<tr>") == 3
+    assert "<b>" not in table
+    assert "<td>1.23</td>" in table
+
+
+def test_a_sheet_leaves_out_frames_that_are_not_there() -> None:
+    clip = write_lossless(np.zeros((3, 32, 48, 3), np.uint8), width_px=48, height_px=32)
+    assert Image.open(io.BytesIO(sheet_of(clip, [1, 2, 3, 4], 32))).size == (2 * 52 - 4, 32)
 
 
 def test_a_contact_sheet_shows_frames_from_first_to_last() -> None:

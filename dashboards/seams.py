@@ -1,0 +1,64 @@
+"""The report's part on joins and cuts: a table of all of them, and a picture of the worst join."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from fractions import Fraction
+from html import escape
+from typing import Any
+
+from farm.journal import Job
+from farm.store import Store
+
+from .sheets import sheet_of
+
+MAX_ROWS = 60  # the worst ones
+COLUMNS = {
+    "mad_ratio": "difference", "warp_ratio": "warping error", "flow_jump": "flow jump px", "delta_e": "colour step ΔE",
+}  # fmt: skip
+
+
+def seams_section(store: Store, job: Job) -> Iterator[str]:
+    """HTML; nothing for a film without joins and cuts, or one that is not finished."""
+    try:
+        seams: list[dict[str, Any]] = json.loads(store.fs.cat_file(store.full(f"films/{job.id}/seams.json")))
+    except FileNotFoundError:
+        return
+    if not seams:
+        return
+    yield "<h2>Joins and cuts</h2>"
+    yield (
+        "<p class='soft'>Across each, against the median where latent frames begin inside chunks: difference and "
+        "warping error as ratios, flow jump and colour step as how much more.</p>"
+    )
+    joins = [s for s in seams if s["kind"] == "join"]
+    if joins:
+        worst = max(joins, key=lambda s: s["mad_ratio"])
+        yield from _picture(store, job, worst)
+    shown = sorted(seams, key=lambda s: -s["mad_ratio"])[:MAX_ROWS]
+    yield seams_table(shown)
+    if len(seams) > len(shown):
+        yield f"<p class='soft'>and {len(seams) - len(shown)} more that are less visible</p>"
+
+
+def seams_table(seams: list[dict[str, Any]]) -> str:
+    head = "".join(f"<th>{h}</th>" for h in ("shot", "frame", "kind", *COLUMNS.values()))
+    rows = [
+        f"<tr><td>{escape(s['shot'])}</td><td>{s['frame']}</td><td>{s['kind']}</td>"
+        + "".join(f"<td>{s[k]:.2f}</td>" for k in COLUMNS) + "</tr>" for s in seams
+    ]  # fmt: skip
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _picture(store: Store, job: Job, seam: dict[str, Any]) -> Iterator[str]:
+    """Two frames before the join and two after it, as delivered."""
+    folder = store.full(f"films/{job.id}/shots")
+    names = [str(name) for name in store.fs.ls(folder, detail=False)]
+    clip = next(name for name in names if name.rsplit("/", 1)[-1].rsplit(".", 1)[0] == seam["shot"])
+    rate = Fraction(str(job.film.output_fps)) / Fraction(str(job.film.fps))
+    wanted = [int(-(-(seam["frame"] + i) * rate // 1)) for i in (-2, -1, 0, 1)]
+    data = base64.b64encode(sheet_of(store.fs.cat_file(clip), [w for w in wanted if w >= 0], 128)).decode()
+    words = f"The most visible join: shot {seam['shot']}, before and from model frame {seam['frame']}"
+    yield f"<figure><img alt='' src='data:image/jpeg;base64,{data}'><figcaption>{escape(words)}</figcaption></figure>"

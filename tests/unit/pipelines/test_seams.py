@@ -1,0 +1,103 @@
+"""Seams: a cut, a step of light and a jump are seen; a moving picture that goes on is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from in_process import run_plan
+
+from farm.chunks import FrameRule, cut_into_chunks
+from farm.film import FilmShot
+from farm.plan_clips import latent_starts
+from farm.task import MeasureSeams
+from pipelines.builtin import world
+from pipelines.seams import measure_seams
+
+INNER = (5, 9, 13, 21, 25)
+
+
+def going_on(num_frames: int = 29, *, seed: int = 4, first_frame: int = 0) -> np.ndarray:
+    scene = world.scene_of("a red ball rolls right over sand at day", seed=seed)
+    return world.render(scene, num_frames=num_frames, first_frame=first_frame)
+
+
+def seam_of(video: np.ndarray) -> dict[str, float]:
+    (seam,) = measure_seams(MeasureSeams((17,), (), INNER, 0), video)
+    assert (seam.pop("frame"), seam.pop("kind")) == (17, "join")
+    return seam
+
+
+def test_a_film_that_goes_on_has_no_seam() -> None:
+    seam = seam_of(going_on())
+    assert seam["mad_ratio"] < 1.2
+    assert seam["warp_ratio"] < 1.5
+    assert abs(seam["flow_jump"]) < 0.3
+    assert abs(seam["delta_e"]) < 0.5
+
+
+def test_a_step_of_light_is_seen_in_colour_and_warping() -> None:
+    video = going_on().astype(float)
+    video[17:] *= 0.94
+    seam = seam_of(video.astype(np.uint8))
+    assert seam["delta_e"] > 1.5
+    assert seam["warp_ratio"] > 2
+
+
+def test_a_jump_is_seen_in_difference_and_flow() -> None:
+    video = np.concatenate([going_on(17), going_on(12, first_frame=23)])
+    seam = seam_of(video)
+    assert seam["mad_ratio"] > 1.5
+    assert seam["flow_jump"] > 1
+
+
+def test_a_cut_is_measured_against_the_shot_it_opens() -> None:
+    video = np.concatenate([going_on(9, seed=8), going_on()])
+    cut, join = measure_seams(MeasureSeams((17,), ((0, "cut"),), INNER, 9), video)
+    assert (cut["frame"], cut["kind"]) == (0, "cut")
+    assert cut["mad_ratio"] > 3 * join["mad_ratio"]
+
+
+@pytest.mark.parametrize(("context", "overlap"), [("latents", 5), ("frames", 5), ("last_frame", 1), ("none", 0)])
+def test_latent_frames_begin_where_the_decoder_begins_them(context: str, overlap: int) -> None:
+    rule = FrameRule(4, 1)
+    chunks = cut_into_chunks(num_frames=45, chunk_frames=17, overlap_frames=overlap, rule=rule, context=context)
+    shot = FilmShot(
+        "a", ((0, "x"),), "", 45, 0, tuple(chunks), None, None, None, 0, 1, 1.0, 1.0, 45, "extend", 17, overlap, context
+    )
+    joins, inner = latent_starts(shot, rule)
+    assert joins == tuple(c.first_frame for c in chunks[1:])
+    expected = {
+        "latents": (5, 9, 13, 21, 25, 33, 37), "frames": (5, 9, 13, 21, 25, 33, 37),
+        "last_frame": (5, 9, 13, 21, 25, 29, 37, 41), "none": (5, 9, 13, 18, 22, 26, 30, 35, 39, 43),
+    }[context]  # fmt: skip
+    assert inner == expected
+
+
+def test_a_plan_measures_joins_and_cuts_and_not_transitions(tmp_path: Path) -> None:
+    from in_process import resolve_board
+
+    from farm.checkpoint import find_checkpoint
+    from farm.plan import make_plan
+    from farm.pools import default_pools, numerics
+
+    shots = [
+        {"id": "a", "prompt": "a red ball", "frames": 30},
+        {"id": "b", "prompt": "a red ball", "frames": 9},
+        {"id": "c", "prompt": "a red ball", "frames": 9, "transition": {"kind": "crossfade"}},
+        {"id": "d", "prompt": "a red ball", "frames": 20, "continue_from": "c"},
+    ]
+    builtin = find_checkpoint("builtin", beside=Path())
+    board = {"size": "64x48", "steps": 1, "guidance": 1.0, "shots": shots}
+    numbers = numerics(default_pools(num_cpus=2, num_gpus=0))
+    plan = make_plan(resolve_board(board, builtin).film, builtin, numbers, container="mp4", stills=False)
+    asked = {s.id: plan.tasks[s.seams].request if s.seams else None for s in plan.shots}
+    assert asked["c"] is None
+    for shot, joins, starts in (("a", (17, 29), ()), ("b", (), ((0, "cut"),)), ("d", (12,), ((0, "join"),))):
+        request = asked[shot]
+        assert isinstance(request, MeasureSeams)
+        assert (request.joins, request.starts) == (joins, starts), shot
+    made = run_plan(plan)
+    lines = {s.id: made[s.seams].read_text().splitlines() for s in plan.shots if s.seams}  # type: ignore[union-attr]
+    assert {k: len(v) for k, v in lines.items()} == {"a": 2, "b": 1, "d": 2}
