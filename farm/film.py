@@ -76,7 +76,12 @@ class FilmShot:
     @property
     def is_one_stream(self) -> bool:
         """Whether all its latent frames lie in one stream for the decoder."""
-        return self.context == "latents" or (len(self.chunks) < 2 and self.continue_from is None)
+        return "latents" in (self.context, self.binding) or (len(self.chunks) < 2 and self.continue_from is None)
+
+    @property
+    def binding(self) -> str:
+        """What holds its chunks together: a kind of context, or the one long latent of `blend`."""
+        return "latents" if self.mode == "blend" else self.context
 
     @property
     def num_transition(self) -> int:
@@ -224,19 +229,18 @@ class _Resolver:
         if (shot.prompt is None and shot.prompts is None) or (shot.seconds is None and shot.frames is None):
             return None
         frames = shot.frames or num_frames_of(seconds=shot.seconds or 0, fps=fps)
-        before = self._before(i, shot, context)
+        before = self._before(i, shot, "latents" if mode == "blend" else context)
         if before is None:
             return None
         if before or frames > chunk_frames:
             length: Place = (*place, "frames" if shot.frames else "seconds")
-            if mode == "blend":
-                self.unavailable.setdefault("shots longer than one chunk in mode blend", []).append(length)
+            needed = "latents" if mode == "blend" else context
+            is_given = mode == "extend" or before  # what blend makes by itself needs no context
+            if is_given and needed != "none" and needed not in card.contexts:
+                self.fault(length, _no_context(f"{dotted(place)}.continuity.context", card, needed))
                 return None
-            if context != "none" and context not in card.contexts:
-                self.fault(length, _no_context(f"{dotted(place)}.continuity.context", card, context))
-                return None
-            if overlap_frames == 0 and context != "none":
-                self.fault(length, f"{dotted(place)} must have an overlap with context {context}, got 0")
+            if overlap_frames == 0 and needed != "none":
+                self.fault(length, f"{dotted(place)}.continuity.overlap_frames must be above 0 in mode {mode}, got 0")
                 return None
         return FilmShot(
             id=shot.id,
@@ -290,11 +294,11 @@ class _Resolver:
         source = self.done.get(shot.continue_from)
         if source is None:
             return None  # it has faults of its own
-        if context == "none" or source.context != context:
+        if context == "none" or source.binding != context:
             self.fault(
                 place,
                 f"{dotted(place)} must name a shot with the same continuity.context, other than none, got "
-                f"{shot.continue_from!r} with {source.context} for {context}",
+                f"{shot.continue_from!r} with {source.binding or 'nothing'} for {context or 'nothing'}",
             )
             return None
         return source.before_frames + source.num_frames

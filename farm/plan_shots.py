@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .checkpoint import Checkpoint
+from .chunks import Chunk
 from .film import Film, FilmImage, FilmShot
 from .keys import make_task
-from .task import Decode, Denoise, EncodeFrames, EncodeImage, EncodeText, SourceImage, Task
+from .task import Decode, Denoise, EncodeFrames, EncodeImage, EncodeText, Slice, SourceImage, Task
 
 Numerics = Mapping[str, tuple[tuple[str, Any], ...]]  # stage to what its pools fix: dtype and the like
 
@@ -57,35 +58,34 @@ class ShotPlanner:
             self._own_streams(shot)
 
     def _one_stream(self, shot: FilmShot) -> None:
-        """All chunks in one long latent: each begins with clean latent frames of the one before."""
+        """All chunks in one long latent: each begins with clean latent frames of the one before, or all go together."""
         stream = self.streams[shot.id]
-        for k, chunk in enumerate(shot.chunks):
-            done = chunk.first_latent + chunk.context_latents
-            inputs = (stream[-1].key,) if chunk.context_latents else self._image(shot)
-            known = chunk.context_latents or len(inputs)
-            key = self._denoise(shot, k, context=inputs, context_latents=known, is_middle=done > 0)
-            end = chunk.first_latent + chunk.num_latents
-            stream.append(_Span(done, end, key, done - chunk.first_latent))
+        for k, chunks in enumerate([shot.chunks] if shot.mode == "blend" else [(c,) for c in shot.chunks]):
+            if not chunks:
+                continue
+            first, known = chunks[0].first_latent, chunks[0].context_latents
+            inputs = (stream[-1].key,) if known else self._image(shot)
+            key = self._denoise(shot, k, chunks, context=inputs, context_latents=known or len(inputs))
+            stream.append(_Span(first + known, chunks[-1].first_latent + chunks[-1].num_latents, key, known))
         self._decode_stream(shot)
 
     def _decode_stream(self, shot: FilmShot) -> None:
         """One decode task for each chunk, of the latent frames that it added."""
         rule, stream = self.card.rule, self.streams[shot.id]
-        at, end = shot.before_frames, shot.before_frames + shot.num_frames
+        at, total = shot.before_frames, shot.before_frames + shot.num_frames
         near = self.past[shot.id][-1] if self.past[shot.id] else ""
-        for span in stream:
-            until = min(rule.num_frames(span.end), end)
+        ends = sorted({s.end for s in stream} | {c.first_latent + c.num_latents for c in shot.chunks})
+        for end in ends:
+            until = min(rule.num_frames(end), total)
             if until <= at:
                 continue
-            first = max(i for i in range(span.first, span.end) if rule.num_frames(i) <= at) if at else 0
+            first = max(i for i in range(end) if rule.num_frames(i) <= at)
             halo = min(self.card.halo_latents, first)
             begins = first - halo
-            parts = [s for s in stream if s.end > begins and s.first < span.end]
-            spans = tuple(
-                (s.offset + max(begins - s.first, 0), min(s.end, span.end) - max(s.first, begins)) for s in parts
-            )
+            parts = [s for s in stream if s.end > begins and s.first < end]
+            spans = tuple((s.offset + max(begins - s.first, 0), min(s.end, end) - max(s.first, begins)) for s in parts)
             request = Decode(spans, halo, begins == 0, at - rule.num_frames(first), until - at)
-            near = self._decode(shot, request, tuple(s.key for s in parts), num_latents=span.end - first, near=near)
+            near = self._decode(shot, request, tuple(s.key for s in parts), num_latents=end - first, near=near)
             at = until
 
     def _own_streams(self, shot: FilmShot) -> None:
@@ -103,7 +103,7 @@ class ShotPlanner:
                         needed, have = [key, *needed], have + length
                 inputs = (self._encode_vae(EncodeFrames(overlap), tuple(needed), shot),)
             known = chunk.context_latents or len(inputs)
-            denoise = self._denoise(shot, k, context=inputs, context_latents=known, is_middle=False)
+            denoise = self._denoise(shot, k, (chunk,), context=inputs, context_latents=known)
             request = Decode(((0, chunk.num_latents),), 0, True, overlap, chunk.kept)
             decode = self._decode(shot, request, (denoise,), num_latents=chunk.num_latents, near=denoise)
             frames.append((decode, chunk.kept))
@@ -112,23 +112,36 @@ class ShotPlanner:
         return [self.tasks[k].request.num_frames for k in keys]  # type: ignore[union-attr]  # all of them are Decode
 
     def _denoise(
-        self, shot: FilmShot, k: int, *, context: tuple[str, ...], context_latents: int, is_middle: bool
+        self, shot: FilmShot, k: int, chunks: Sequence[Chunk], *, context: tuple[str, ...], context_latents: int
     ) -> str:
-        film, card, chunk = self.film, self.card, shot.chunks[k]
+        """One task for chunk k of a shot, or for all of its chunks together."""
+        film, card, begins = self.film, self.card, chunks[0].first_latent
         guided = shot.guidance > 1  # as in stock diffusers, the high-noise expert's guidance decides
-        mark = f" {card.middle_mark}" if is_middle and card.middle_mark else ""
-        prompts = [(f"{shot.prompt_at(chunk.first_frame)}{mark}", shot.id)]
-        prompts += [(f"{shot.negative_prompt}{mark}".strip(), "negative prompt")] if guided else []
-        texts = tuple(self._encode_text(prompt, label, shot) for prompt, label in prompts)
+        texts: dict[str, None] = {}  # keys, in order
+
+        def index_of(prompt: str, label: str) -> int:
+            key = self._encode_text(prompt, label, shot)
+            texts.setdefault(key)
+            return list(texts).index(key)
+
+        slices = []
+        for chunk in chunks:
+            mark = f" {card.middle_mark}" if chunk.first_latent and card.middle_mark else ""
+            prompt = index_of(f"{shot.prompt_at(chunk.first_frame)}{mark}", shot.id)
+            negative = index_of(f"{shot.negative_prompt}{mark}".strip(), "negative prompt") if guided else None
+            slices.append(Slice(chunk.first_latent - begins, chunk.num_latents, prompt, negative))
         rows, columns = film.height_px // card.spatial_factor, film.width_px // card.spatial_factor
+        length = slices[-1].first_latent + slices[-1].num_latents
         request = Denoise(
-            latent_shape=(1, card.latent_channels, chunk.num_latents, rows, columns), steps=shot.steps,
-            guidance=shot.guidance, guidance_low=shot.guidance_low, boundary_ratio=card.boundary_ratio,
-            per_token_timesteps=card.per_token_timesteps, seed=shot.seed + k, context_latents=context_latents,
+            latent_shape=(1, card.latent_channels, length, rows, columns), steps=shot.steps, guidance=shot.guidance,
+            guidance_low=shot.guidance_low, boundary_ratio=card.boundary_ratio,
+            per_token_timesteps=card.per_token_timesteps, seed=shot.seed + k, slices=tuple(slices),
+            context_latents=context_latents,
         )  # fmt: skip
+        volume = sum(s.num_latents for s in slices) * rows * columns
         return self._model_task(
-            request, "denoise", inputs=(*texts, *context), label=_label_of(shot, k), shot=shot,
-            cost=chunk.num_latents * rows * columns * shot.steps * len(texts), near=context[0] if context else "",
+            request, "denoise", inputs=(*texts, *context), shot=shot, near=context[0] if context else "",
+            label=_label_of(shot, k) if len(chunks) == 1 else shot.id, cost=volume * shot.steps * (1 + guided),
         )  # fmt: skip
 
     def _decode(self, shot: FilmShot, request: Decode, inputs: tuple[str, ...], *, num_latents: int, near: str) -> str:

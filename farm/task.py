@@ -47,8 +47,21 @@ class EncodeFrames:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """A part of a latent that the model predicts by itself, and which of the task's prompts serve it."""
+
+    first_latent: int
+    num_latents: int
+    prompt: int  # index among the inputs
+    negative: int | None  # None without guidance
+
+
+@dataclass(frozen=True)
 class Denoise:
-    """Generate the latents of one chunk: (1, channels, latent frames, rows, columns), float32, normalised."""
+    """Generate latents (1, channels, latent frames, rows, columns), float32, normalised.
+
+    Those of one chunk have one slice; a shot in `blend` has one for each of its chunks, denoised together.
+    """
 
     latent_shape: tuple[int, ...]
     steps: int
@@ -57,7 +70,8 @@ class Denoise:
     boundary_ratio: float | None
     per_token_timesteps: bool
     seed: int
-    context_latents: int = 0  # clean latent frames at the chunk's start, the last ones of its last input
+    slices: tuple[Slice, ...]
+    context_latents: int = 0  # clean latent frames at the start, the last ones of its last input
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from farm.cards import Matrix
 from farm.checkpoint import rgb_matrix_of
 from farm.task import Denoise
 
+from .continuity import blend
 from .families import wan
 from .load import best_device, load_component
 from .stage import Artifact, Progress, Result, as_bytes
@@ -97,14 +98,19 @@ class Stage:
         """Returns `latents` (1, C, F, H, W), those of the context included.
 
         Args:
-            inputs: the prompt's embeddings; with guidance the negative prompt's; with context the `latents` whose last
-                `request.context_latents` frames this chunk begins with.
+            inputs: the embeddings of prompts, which the slices name by their index; with context the `latents` whose
+                last `request.context_latents` frames are the first ones here.
         """
         tensors = [load(as_bytes(i)) for i in inputs]
-        embeds, *negative = (t["embeds"].to(self.device) for t in tensors if "embeds" in t)
+        embeds = [t["embeds"].to(self.device) for t in tensors if "embeds" in t]
         known = request.context_latents
         context = tensors[-1]["latents"][:, :, -known:].to(self.device) if known else None
-        predict = wan.make_predict(self.components, request, embeds, negative[0] if negative else None, context)
+        predicts = []
+        for s in request.slices:
+            negative = None if s.negative is None else embeds[s.negative]
+            given = context[:, :, s.first_latent :] if context is not None and s.first_latent < known else None
+            predicts.append(wan.make_predict(self.components, request, embeds[s.prompt], negative, given))
+        predict = blend(request.slices, predicts)
         latents_BCFHW = denoise(
             draw_noise(request.latent_shape, seed=request.seed, device=self.device),
             steps=request.steps,

@@ -26,7 +26,7 @@ from safetensors.torch import save
 from farm.cards import BUILTIN
 from farm.checkpoint import BUILTIN_FOLDER
 from farm.errors import InputError
-from farm.task import Denoise, EncodeText
+from farm.task import Denoise, EncodeText, Slice
 from pipelines import decode, denoise, encode
 from pipelines.families import wan
 from pipelines.stage import Progress, as_bytes
@@ -77,9 +77,8 @@ class Model:
             inputs.append(save({"latents": context.contiguous()}))
         shape = (1, 16, CHUNK_LATENTS, world.HEIGHT // 8, world.WIDTH // 8)
         guidance = float(BUILTIN["guidance"])
-        request = Denoise(
-            shape, int(BUILTIN["steps"]), guidance, guidance, None, True, seed, context_latents=context_latents
-        )
+        slices = (Slice(0, CHUNK_LATENTS, 0, 1),)
+        request = Denoise(shape, int(BUILTIN["steps"]), guidance, guidance, None, True, seed, slices, context_latents)
         return denoise.load_latents(self.denoise.run(request, inputs, Progress()).artifact)
 
     @torch.no_grad()

@@ -501,9 +501,10 @@ def _draw(rng: np.random.Generator, shares: dict[int, float]) -> int:
 def save_pipeline(out: Path, model: Denoiser) -> None:
     """Write the whole model in diffusers format, half precision, as stock WanPipeline loads it."""
     vae = AutoencoderKLWan.from_pretrained(out / "vae", dtype=torch.float16)
+    text_encoder, transformer = (copy.deepcopy(m).cpu().half() for m in (model.text_encoder, model.transformer))
     pipe = WanPipeline(
-        tokenizer=architecture.tokenizer(), text_encoder=copy.deepcopy(model.text_encoder).cpu().half(), vae=vae,
-        scheduler=architecture.scheduler(), transformer=copy.deepcopy(model.transformer).cpu().half(), expand_timesteps=True,
+        tokenizer=architecture.tokenizer(), text_encoder=text_encoder, vae=vae, scheduler=architecture.scheduler(),
+        transformer=transformer, expand_timesteps=True,
     )  # fmt: skip
     pipe.save_pretrained(out, safe_serialization=True)
     for file in out.glob("*/config.json"):  # diffusers writes where it loaded from

@@ -164,7 +164,7 @@ def calibrate(model: str, steps: int) -> dict[str, Any]:
     stage = Stage(model)
     shape = (1, 16, 5, SIZE[1] // 8, SIZE[0] // 8)
     embeds = torch.zeros(1, 512, 32)
-    predict = wan.make_predict(stage.components, Denoise(shape, 1, 5.0, 5.0, None, False, 0), embeds, embeds)
+    predict = wan.make_predict(stage.components, Denoise(shape, 1, 5.0, 5.0, None, False, 0, ()), embeds, embeds)
     noise = draw_noise(shape, seed=0, device="cpu")
     with torch.no_grad():
         predict(noise, torch.tensor(500.0))

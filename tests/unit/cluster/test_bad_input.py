@@ -194,13 +194,9 @@ TAKES: dict[str, tuple[str, int, str, tuple[str, ...]]] = {
     "a picture of another shape": (
         GOOD + "    image: hill.png\n", 9, "shots[0].image", ("proportions (64x48), got 96x32", "image_fit"),
     ),
-    "blend over several chunks": (
-        "continuity: {mode: blend}\n" + GOOD.replace("frames: 9", "seconds: 20"), 9, "shots[0].seconds",
-        ("not available yet",),
-    ),
     "an overlap of nothing": (
         "continuity: {overlap_frames: 0}\n" + GOOD.replace("frames: 9", "seconds: 20"), 9, "shots[0].seconds",
-        ("must have an overlap",),
+        ("overlap_frames must be above 0 in mode extend",),
     ),
 }  # fmt: skip
 

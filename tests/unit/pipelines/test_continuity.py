@@ -14,18 +14,21 @@ import pytest
 import torch
 import yaml
 from diffusers import WanImageToVideoPipeline
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from in_process import run_plan
 from PIL import Image
 from safetensors.torch import load, save
 from tiny_checkpoints import make_wan
 
 from farm.checkpoint import Checkpoint, find_checkpoint
+from farm.chunks import FrameRule, cut_into_chunks
 from farm.film import resolve
 from farm.plan import Plan, make_plan
 from farm.pools import default_pools, numerics
 from farm.storyboard import parse_storyboard
-from farm.task import Decode, Denoise, EncodeFrames, EncodeText, MixFrames
-from pipelines import decode
+from farm.task import Decode, Denoise, EncodeFrames, EncodeText, MixFrames, Slice
+from pipelines import continuity, decode, denoise
 from pipelines.families import wan
 from pipelines.frames import read_lossless
 from pipelines.load import load_component, own_memory
@@ -118,8 +121,8 @@ def test_the_halo_of_real_wan_is_what_was_measured() -> None:
 @pytest.mark.parametrize("context", ["latents", "frames", "last_frame", "none"])
 def test_every_chunk_begins_with_the_end_of_the_one_before(context: str, able: Checkpoint, tmp_path: Path) -> None:
     overlap = {"latents": 5, "frames": 5, "last_frame": 1, "none": 0}[context]
-    continuity = {"mode": "extend", "chunk_frames": 9, "context": context, "overlap_frames": overlap}
-    shots = [{"id": "a", "prompt": "a red ball", "frames": 22, "continuity": continuity}]
+    how = {"mode": "extend", "chunk_frames": 9, "context": context, "overlap_frames": overlap}
+    shots = [{"id": "a", "prompt": "a red ball", "frames": 22, "continuity": how}]
     plan = plan_of(able, tmp_path, shots=shots)
     made = run_plan(plan)
     video = frames_of(made, plan.shots[0].frames)
@@ -138,8 +141,8 @@ def test_every_chunk_begins_with_the_end_of_the_one_before(context: str, able: C
 
 
 def test_frames_as_context_are_the_frames_that_were_delivered(able: Checkpoint, tmp_path: Path) -> None:
-    continuity = {"mode": "extend", "chunk_frames": 9, "context": "frames", "overlap_frames": 5}
-    plan = plan_of(able, tmp_path, shots=[{"id": "a", "prompt": "a ball", "frames": 13, "continuity": continuity}])
+    how = {"mode": "extend", "chunk_frames": 9, "context": "frames", "overlap_frames": 5}
+    plan = plan_of(able, tmp_path, shots=[{"id": "a", "prompt": "a ball", "frames": 13, "continuity": how}])
     made = run_plan(plan)
     first = frames_of(made, plan.shots[0].frames[:1])
     vae = load_component(able.folder, "vae", dtype="float32", device="cpu")
@@ -161,6 +164,77 @@ def test_a_prompt_in_force_at_the_first_new_frame_serves_the_chunk(able: Checkpo
             said.append(text.prompt)
     # the second prompt holds from frame 10; chunks add frames 0-8, 9-12, 13-16, 17-20
     assert said == ["a red ball at night"] * 2 + ["a blue cube at night"] * 2
+
+
+# -- blend
+
+
+@given(longest=st.integers(2, 9), overlap=st.integers(1, 8), num_frames=st.integers(1, 300))
+def test_weights_of_slices_add_up_to_one(longest: int, overlap: int, num_frames: int) -> None:
+    assume(overlap < longest)
+    rule = FrameRule(4, 1)
+    chunks = cut_into_chunks(
+        num_frames=num_frames, chunk_frames=rule.num_frames(longest), overlap_frames=rule.num_frames(overlap),
+        rule=rule, context="latents",
+    )  # fmt: skip
+    slices = [Slice(c.first_latent, c.num_latents, 0, None) for c in chunks]
+    weights = continuity.blend_weights(slices)
+    total = torch.zeros(slices[-1].first_latent + slices[-1].num_latents)
+    for s, weight in zip(slices, weights, strict=True):
+        assert (weight > 0).all()
+        total[s.first_latent : s.first_latent + s.num_latents] += weight
+    assert torch.allclose(total, torch.ones_like(total), atol=1e-6)
+    if len(slices) == 1:
+        assert torch.equal(weights[0], torch.ones(slices[0].num_latents))
+
+
+def test_a_constant_prediction_is_blended_to_itself() -> None:
+    slices = [Slice(0, 5, 0, None), Slice(3, 5, 0, None), Slice(5, 5, 0, None)]
+    whole = continuity.blend(slices, [lambda x, t: torch.full_like(x, 3.0)] * 3)
+    assert torch.allclose(whole(torch.zeros(1, 2, 10, 2, 2), torch.tensor(1.0)), torch.full((1, 2, 10, 2, 2), 3.0))
+
+
+def test_a_blended_take_is_one_task_that_predicts_slice_by_slice(able: Checkpoint, tmp_path: Path) -> None:
+    mode = {"mode": "blend", "chunk_frames": 9, "overlap_frames": 5}
+    schedule = [{"at": 0, "prompt": "a red ball"}, {"at": 1.5, "prompt": "a blue cube"}]
+    shots = [{"id": "a", "prompts": schedule, "frames": 22, "continuity": mode}]
+    plan = plan_of(able, tmp_path, shots=shots)
+    (task,) = (t for t in plan.tasks.values() if isinstance(t.request, Denoise))
+    request = task.request
+    assert isinstance(request, Denoise)
+    assert request.latent_shape == (1, 16, 7, 6, 8)
+    assert [(s.first_latent, s.num_latents) for s in request.slices] == [(0, 3), (1, 3), (2, 3), (3, 3), (4, 3)]
+    assert [s.prompt for s in request.slices] == [0, 0, 2, 2, 2]  # from frame 12; slices add 0, 9, 13, 17, 21
+    made = run_plan(plan)
+    assert len(frames_of(made, plan.shots[0].frames)) == 22
+    assert len(plan.shots[0].frames) == 5  # decoded chunk by chunk all the same
+
+    stage = denoise.Stage(able.folder)
+    inputs = [as_bytes(made[k]) for k in task.inputs]
+    (wholly,) = load(as_bytes(made[task.key])).values()
+    one = replace(request, slices=(Slice(0, 7, 0, 1),))
+    (whole,) = load(as_bytes(stage.run(one, inputs, Progress()).artifact)).values()
+    assert not torch.allclose(whole, wholly)  # one slice over all is another film
+
+
+def test_a_blended_take_can_go_on_and_begin_with_a_picture(able: Checkpoint, tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    mode = {"mode": "blend", "chunk_frames": 9, "overlap_frames": 5}
+    shots = [
+        {"id": "a", "prompt": "a red ball", "frames": 17, "image": "a.png", "continuity": mode},
+        {"id": "b", "prompt": "a red ball", "frames": 17, "continue_from": "a", "continuity": mode},
+    ]
+    plan = plan_of(able, tmp_path, shots=shots)
+    made = run_plan(plan, dict.fromkeys(plan.sources, tmp_path / "a.png"))
+    one, two = (t for t in plan.tasks.values() if isinstance(t.request, Denoise))
+    first, second = (load(as_bytes(made[t.key]))["latents"] for t in (one, two))
+    picture = load(as_bytes(made[one.inputs[-1]]))["latents"]
+    assert torch.equal(first[:, :, :1], picture)
+    assert torch.equal(second[:, :, :2], first[:, :, -2:])
+    assert len(frames_of(made, plan.shots[1].frames)) == 17
+
+
+# -- going on
 
 
 def test_a_shot_that_goes_on_is_the_stream_of_the_other(able: Checkpoint, tmp_path: Path) -> None:
