@@ -196,8 +196,48 @@ class Controller:
             )  # fmt: skip
             if task is not None:
                 slot.busy = task.key
+                self._take_back(slot)
                 self._spawn(self._attempt(slot, task, self._wanted_by(task.key)))
+        self._lend()
         self._scale()
+
+    # -- lending: idle replicas predict slices of blended takes that others run
+
+    def _lend(self) -> None:
+        slots = list(self.replicas.slots.values())
+        for owner in slots:
+            node = self.dispatcher.nodes.get(owner.busy or "")
+            num_slices = len(getattr(node.task.request, "slices", ())) if node is not None else 0
+            if node is None or num_slices < 2 or not node.jobs:
+                continue
+            sources = self._wanted_by(node.task.key)[0].plan.inputs_of(node.task)
+            idle = [s for s in slots if s.pool == owner.pool and s.node and s.busy is None and not s.lent_to]
+            lent = sum(s.lent_to == node.task.key for s in slots)
+            for slot in idle[: num_slices - 1 - lent]:
+                slot.lent_to, slot.is_prepared = node.task.key, False
+                self._spawn(self._prepare(slot, owner, node.task, sources))
+
+    async def _prepare(self, slot: Slot, owner: Slot, task: Task, sources: list[Task]) -> None:
+        try:
+            inputs = [(source, self.values.get(source.key)) for source in sources]
+            await slot.handle.prepare.remote(task, inputs)
+        except ray.exceptions.RayError:  # it is not lent then; a dead one is found out by the next task it is given
+            slot.lent_to = ""
+            return
+        if slot.lent_to == task.key:
+            slot.is_prepared = True
+            self._tell_helpers(owner, task.key)
+
+    def _take_back(self, slot: Slot) -> None:
+        """Before a replica gets a task of its own, or when the take that it was lent to has ended."""
+        key, slot.lent_to = slot.lent_to, ""
+        for owner in self.replicas.slots.values():
+            if key and owner.busy == key:
+                self._tell_helpers(owner, key)
+
+    def _tell_helpers(self, owner: Slot, key: str) -> None:
+        ours = [s for s in self.replicas.slots.values() if s.lent_to == key and s.is_prepared]
+        owner.handle.lend.remote(key, {s.name: s.handle for s in ours})
 
     def _wanted_by(self, key: str) -> list[Rendering]:
         return [self.renderings[name] for name in self.dispatcher.nodes[key].jobs]
@@ -230,6 +270,8 @@ class Controller:
                 ran: Ran = await slot.handle.run.remote(task, inputs)
             finally:
                 slot.free()
+                for helper in [s for s in self.replicas.slots.values() if s.lent_to == task.key]:
+                    self._take_back(helper)
             if ran.outcome != "succeeded":
                 lost = ran.info.get("input_missing") and any(self.dispatcher.is_pending(s.key) for s in sources)
                 return (replace(ran, outcome="interrupted") if lost else ran), 0

@@ -31,6 +31,8 @@ class Slot:
     node: str = ""  # empty until it has started
     pid: int = 0
     busy: str | None = None  # key of the task it runs
+    lent_to: str = ""  # key of the task, run by another replica, that it predicts slices for while it is idle
+    is_prepared: bool = False  # for that
     idle_since: float = 0.0
     status: Status | None = None
 
@@ -58,7 +60,7 @@ class Replicas:
         asked_for = [self._start(name) for _ in range(wanted - len(slots))]
         now, left = time.monotonic(), len(slots)
         for slot in slots:
-            is_idle = slot.node and slot.busy is None
+            is_idle = slot.node and slot.busy is None and not slot.lent_to
             if is_idle and may_leave(idle_s=now - slot.idle_since, num_replicas=left, wanted=wanted):
                 self.drop(slot)
                 left -= 1

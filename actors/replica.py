@@ -30,6 +30,8 @@ from farm.pools import THREAD_ENVIRONMENT
 from farm.store import Store
 from farm.task import Outcome, Task
 
+from .lending import Helpers
+
 log = logging.getLogger(__name__)
 FETCH_TIMEOUT_S = 120.0  # for an input in the object store, before it is read from the store instead
 Loaded = tuple[str, tuple[tuple[str, str], ...]]  # folder and (component, fingerprint): a folder's weights may change
@@ -111,6 +113,8 @@ class Replica:
         self.progress: Any = None
         self.current: str | None = None
         self.canceled: set[str] = set()
+        self.helpers: Helpers | None = None  # of the task that runs here
+        self.assisting: tuple[str, Any, Any] | None = None  # key of another's task, its stage, predictions by slice
         if MODEL_STAGES & set(spec.stages):
             import torch
 
@@ -135,6 +139,25 @@ class Replica:
         self.canceled.add(key)
         if self.current == key and self.progress is not None:
             self.progress.canceled = True
+
+    @ray.method(concurrency_group="io")
+    def lend(self, key: str, handles: dict[str, Any]) -> None:
+        """Say which idle replicas may predict slices of the task that runs here, from the next step on."""
+        if self.helpers is not None and self.helpers.key == key:
+            self.helpers.handles = handles
+
+    def prepare(self, task: Task, inputs: Sequence[tuple[Task, Any]]) -> None:
+        """Get ready to predict slices of a task that another replica runs."""
+        stage, _ = self._stage(task.stage, (task.model, task.components))
+        predicts, _ = stage.predicts(task.request, _Inputs(self._input, inputs))
+        self.assisting = (task.key, stage, predicts)
+
+    def assist(self, key: str, payload: bytes) -> bytes:
+        """Predict some slices of that task at one step."""
+        if self.assisting is None or self.assisting[0] != key:
+            raise StoreError(f"this replica is not ready to predict slices of {key}")
+        _, stage, predicts = self.assisting
+        return bytes(stage.assist(predicts, payload))
 
     @ray.method(concurrency_group="store")
     def persist(self, key: str) -> int:
@@ -166,12 +189,14 @@ class Replica:
         try:
             from pipelines.stage import Progress
 
-            self.progress, self.current = Progress(canceled=task.key in self.canceled), task.key
+            self.assisting, self.helpers = None, Helpers(task.key)
+            self.progress = Progress(canceled=task.key in self.canceled, share=self.helpers)
+            self.current = task.key
             stage, load_s = self._stage(task.stage, (task.model, task.components))
             result = stage.run(task.request, _Inputs(self._input, inputs), self.progress)
             self.unsaved[task.key] = (task, result.artifact, {**result.info, "made_with": made_with()})
             value = ray.put(result.artifact) if isinstance(result.artifact, bytes) else None
-            info = {"first_step_at": self.progress.first_step_at}
+            info = {"first_step_at": self.progress.first_step_at, "slices_given": self.helpers.num_given}
             return self._ran("succeeded", started_at, load_s, value=value, info=info)
         except TaskCanceled as e:
             return self._ran("canceled", started_at, load_s, reason=str(e))
@@ -181,7 +206,7 @@ class Replica:
             reason = str(e) if isinstance(e, FarmError) else f"{type(e).__name__}: {e}"
             return self._ran("failed", started_at, load_s, reason=reason[:2000], info=info)
         finally:
-            self.current = self.progress = None
+            self.current = self.progress = self.helpers = None
             self.canceled.discard(task.key)
 
     def _stage(self, stage: str, origin: Loaded) -> tuple[Any, float]:

@@ -10,7 +10,8 @@ Legend: B batch (1), C latent channels, F latent frames, H and W latent rows and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
@@ -51,17 +52,32 @@ def _rising(count: int) -> torch.Tensor:
     return (torch.arange(count, dtype=torch.float64) + 1) / (count + 1)
 
 
-def blend(slices: Sequence[Slice], predicts: Sequence[Predict]) -> Predict:
+class Share(Protocol):
+    """Whoever spreads the slices of a step over several processes."""
+
+    def predict(
+        self, parts: Sequence[torch.Tensor], t: torch.Tensor, own: Callable[[int], torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """The predictions of all slices in order; `own(i)` predicts one here."""
+
+
+def blend(slices: Sequence[Slice], predicts: Sequence[Predict], share: Share | None = None) -> Predict:
     """One prediction for the whole latent out of one `predict` for each slice."""
     if len(slices) == 1:
         return predicts[0]
     weights = [w.view(1, 1, -1, 1, 1) for w in blend_weights(slices)]
 
     def predict(latents_BCFHW: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        cuts = [slice(s.first_latent, s.first_latent + s.num_latents) for s in slices]
+        parts = [latents_BCFHW[:, :, cut].contiguous() for cut in cuts]
+
+        def own(i: int) -> torch.Tensor:
+            return predicts[i](parts[i], t)
+
+        made = share.predict(parts, t, own) if share else [own(i) for i in range(len(parts))]
         whole = torch.zeros_like(latents_BCFHW)
-        for s, weight, of_slice in zip(slices, weights, predicts, strict=True):
-            part = slice(s.first_latent, s.first_latent + s.num_latents)
-            whole[:, :, part] += weight.to(whole) * of_slice(latents_BCFHW[:, :, part], t)
+        for cut, weight, prediction in zip(cuts, weights, made, strict=True):
+            whole[:, :, cut] += weight.to(whole) * prediction
         return whole
 
     return predict

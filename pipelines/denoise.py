@@ -101,16 +101,8 @@ class Stage:
             inputs: the embeddings of prompts, which the slices name by their index; with context the `latents` whose
                 last `request.context_latents` frames are the first ones here.
         """
-        tensors = [load(as_bytes(i)) for i in inputs]
-        embeds = [t["embeds"].to(self.device) for t in tensors if "embeds" in t]
-        known = request.context_latents
-        context = tensors[-1]["latents"][:, :, -known:].to(self.device) if known else None
-        predicts = []
-        for s in request.slices:
-            negative = None if s.negative is None else embeds[s.negative]
-            given = context[:, :, s.first_latent :] if context is not None and s.first_latent < known else None
-            predicts.append(wan.make_predict(self.components, request, embeds[s.prompt], negative, given))
-        predict = blend(request.slices, predicts)
+        predicts, context = self.predicts(request, inputs)
+        predict = blend(request.slices, predicts, progress.share)
         latents_BCFHW = denoise(
             draw_noise(request.latent_shape, seed=request.seed, device=self.device),
             steps=request.steps,
@@ -120,5 +112,25 @@ class Stage:
             rgb_matrix=self.rgb_matrix,
         )
         if context is not None:
-            latents_BCFHW[:, :, :known] = context
+            latents_BCFHW[:, :, : context.shape[2]] = context
         return Result(save({"latents": latents_BCFHW.cpu().contiguous()}))
+
+    def predicts(self, request: Denoise, inputs: Sequence[Artifact]) -> tuple[list[wan.Predict], torch.Tensor | None]:
+        """The model with its guidance for each slice, and the context's latents."""
+        tensors = [load(as_bytes(i)) for i in inputs]
+        embeds = [t["embeds"].to(self.device) for t in tensors if "embeds" in t]
+        known, made = request.context_latents, []
+        context = tensors[-1]["latents"][:, :, -known:].to(self.device) if known else None
+        for s in request.slices:
+            negative = None if s.negative is None else embeds[s.negative]
+            given = context[:, :, s.first_latent :] if context is not None and s.first_latent < known else None
+            made.append(wan.make_predict(self.components, request, embeds[s.prompt], negative, given))
+        return made, context
+
+    @torch.no_grad()
+    def assist(self, predicts: Sequence[wan.Predict], payload: bytes) -> bytes:
+        """Predict some slices for a take that another process owns: latents by index, and `t`, to predictions."""
+        parts = {k: v.to(self.device) for k, v in load(payload).items()}
+        (t,) = parts.pop("t")
+        made: bytes = save({i: predicts[int(i)](part, t).cpu().contiguous() for i, part in parts.items()})
+        return made

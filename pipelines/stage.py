@@ -29,6 +29,7 @@ class Progress:
     preview: bytes = b""  # PNG
     canceled: bool = False
     first_step_at: float = 0.0  # seconds since the epoch
+    share: Any = None  # a `continuity.Share`, where others may predict slices for this task
 
     def advance(self, step: int, num_steps: int) -> None:
         """Note that `step` steps are done.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,59 @@ def test_takes_have_the_same_bits_on_one_replica_and_on_three(tmp_path: Path) ->
     again = farm("plan", board, "--store", tmp_path / "store1", "--json")
     assert again.code == 2
     assert again.answer["errors"][0]["key"] == "shots[1].image"
+
+
+BLENDED = """\
+title: One long take
+model: {model}
+size: 64x48
+steps: 40
+continuity: {{mode: blend, chunk_frames: 9, overlap_frames: 5}}
+shots:
+  - {{id: one, prompt: a red ball rolls, frames: 61}}
+"""
+
+
+def lent(store: Path) -> int:
+    """How many slices were predicted by other replicas than the owner."""
+    rows = [json.loads(p.read_text()) for p in store.glob("jobs/*/attempts/*.json")]
+    return sum(row["info"].get("slices_given", 0) for row in rows)
+
+
+def test_a_blended_take_has_the_same_bits_alone_and_with_helpers(tiny_wan: Path, tmp_path: Path) -> None:
+    board, made = tmp_path / "film.yaml", []
+    board.write_text(BLENDED.format(model=tiny_wan))
+    for replicas in (1, 3):
+        store, out = tmp_path / f"store{replicas}", tmp_path / f"frames{replicas}"
+        options = ("--store", store, "--pools", write_pools(tmp_path, replicas), "--out", out, "--json")
+        done = farm("render", board, *options)
+        assert done.code == 0, done.told
+        assert done.answer["shots"][0]["chunks"] == 14
+        assert len(done.answer["seams"]) == 13
+        made.append(frames_of(out))
+        assert (lent(store) > 0) == (replicas > 1)
+    assert len(made[0]) == 61
+    assert made[0] == made[1]
+
+
+@pytest.mark.slow
+def test_a_helper_that_is_killed_costs_its_slices_of_a_step(tiny_wan: Path, tmp_path: Path) -> None:
+    board, pools = tmp_path / "film.yaml", write_pools(tmp_path, 3)
+    board.write_text(BLENDED.format(model=tiny_wan).replace("steps: 40", "steps: 120"))
+    whole = farm("render", board, "--store", tmp_path / "whole", "--pools", pools, "--out", tmp_path / "a", "--json")
+    assert whole.code == 0, whole.told
+    process = start_farm(
+        "render", board, "--store", tmp_path / "store", "--pools", pools, "--out", tmp_path / "b", "--json"
+    )
+    encoded = tmp_path / "store" / "jobs"
+    wait_until("the prompts to be encoded", lambda: len(list(encoded.glob("*/attempts/*.json"))) >= 2)
+    time.sleep(5)  # into the steps
+    inside = psutil.Process(process.pid).children(recursive=True)
+    replicas = [p for p in inside if "ray::Replica" in " ".join(p.cmdline())]
+    min(replicas, key=lambda p: p.cpu_times().user).kill()
+    done = finish(process)
+    assert done.code == 0, done.told
+    assert frames_of(tmp_path / "a") == frames_of(tmp_path / "b")
 
 
 @pytest.mark.slow

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from farm.errors import InputError, Problem
 from farm.failure import GiveUp, Retry, after_failure
 from farm.pools import Bounds, NodeFacts, Pool, cannot_fit, cpus_asked, default_pools, faults_together, stages_of
-from farm.scaling import may_leave, num_replicas_wanted
+from farm.scaling import may_leave, num_replicas_wanted, share_out
 from farm.task import Attempt, Outcome
 
 
@@ -115,3 +117,12 @@ def test_faults_survive_pickling_and_show_their_place() -> None:
     assert again.problems == error.problems
     assert str(error).splitlines() == ["film.yaml:4: steps must be at least 1, got 0", "and more"]
     assert Path(error.problems[0].file).name == "film.yaml"
+
+
+@given(slices=st.integers(1, 40), workers=st.integers(1, 12))
+def test_slices_are_shared_out_evenly_and_in_order(slices: int, workers: int) -> None:
+    shares = share_out(slices, workers)
+    assert [i for share in shares for i in share] == list(range(slices))
+    assert len(shares) == workers
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert len(shares[0]) == slices // workers  # the owner has the least: it also steps the whole

@@ -1,0 +1,68 @@
+"""The owner's side of a blended take: slices are given to idle replicas step by step, and taken back when they fail.
+
+The owner could predict every slice by itself; a helper that is gone, slow or taken away costs its slices of one step.
+Only slices of latents and of predictions travel, as safetensors.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from farm.scaling import share_out
+
+log = logging.getLogger(__name__)
+ASSIST_TIMEOUT_S = 600.0  # for the slices of one step; after it the owner does them and the helper is not asked again
+LOOK_S = 0.5  # how soon the owner notices that a helper was taken away
+
+
+class Helpers:
+    """Idle replicas for one task. `handles` is replaced by another thread, and read once a step."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.handles: dict[str, Any] = {}  # replica to its actor
+        self.lost: set[str] = set()
+        self.num_given = 0  # slices that helpers have predicted
+
+    def predict(self, parts: Sequence[Any], t: Any, own: Callable[[int], Any]) -> list[Any]:
+        """Predictions of all slices, in order.
+
+        Args:
+            parts: the latents of each slice.
+            own: predicts one slice here.
+        """
+        from safetensors.torch import load, save
+
+        helpers = {name: handle for name, handle in self.handles.items() if name not in self.lost}
+        mine, *theirs = share_out(len(parts), 1 + len(helpers))
+        asked = []
+        for (name, handle), indices in zip(helpers.items(), theirs, strict=True):
+            payload = save({"t": t.reshape(1), **{str(i): parts[i].contiguous() for i in indices}}) if indices else b""
+            asked.append((name, indices, handle.assist.remote(self.key, payload) if indices else None))
+        done = {i: own(i) for i in mine}
+        for name, indices, answer in asked:
+            told = self._wait_for(name, answer) if answer is not None else None
+            if told is not None:
+                done |= {int(i): value.to(parts[0].device) for i, value in load(told).items()}
+                self.num_given += len(indices)
+            else:
+                done |= {i: own(i) for i in indices}
+        return [done[i] for i in range(len(parts))]
+
+    def _wait_for(self, name: str, answer: Any) -> bytes | None:
+        """A helper's answer; None where it was taken away, has failed or is too slow."""
+        end = time.monotonic() + ASSIST_TIMEOUT_S
+        while name in self.handles and time.monotonic() < end:
+            if ray.wait([answer], timeout=LOOK_S)[0]:
+                try:
+                    return bytes(ray.get(answer))
+                except ray.exceptions.RayError as e:
+                    log.info("helper %s of %s failed: %s", name, self.key, str(e).strip().splitlines()[-1])
+                    break
+        self.lost.add(name)
+        return None
