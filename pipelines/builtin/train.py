@@ -387,7 +387,7 @@ START_SHARE, CAPTION_DROP = 0.6, 0.1
 CONTEXT_NOISE = 0.15  # at most, on the context, so that the faults of one chunk do not grow in the next
 OBJECT_WEIGHT = 3.0  # of the part of the picture where objects are; the rest counts 1
 BATCH = 32
-SHARD_CLIPS, SHARDS = 250, 24
+SHARD_CLIPS, SHARDS = 250, 16
 
 
 class Denoiser(torch.nn.Module):
@@ -453,7 +453,7 @@ def train_transformer(out: Path, work: Path, options: Options) -> None:
     if options.begin_with:
         model.begin_with(options.begin_with)
     model.to(device)
-    run = Run(model, work / "transformer.safetensors", steps=steps, muon=5e-3, adamw=2e-3, ema=0.999)
+    run = Run(model, work / "transformer.safetensors", steps=steps, muon=3e-3, adamw=2e-3, ema=0.999)
     weight_HW = torch.ones(latents.shape[3:], device=device)
     weight_HW[2:7, 4:9] = OBJECT_WEIGHT  # fixed, so that it does not move what is learned, only how fast
     weight_HW /= weight_HW.mean()
