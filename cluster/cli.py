@@ -88,6 +88,8 @@ def make_parser() -> argparse.ArgumentParser:
                 metavar="URI",
                 help="where finished work lives (default: $LONGTAKE_STORE or .longtake)",
             )
+            sub.add_argument("--only", action="append", metavar="SHOT", help="this shot alone; may be given again")
+            sub.add_argument("--draft", action="store_true", help="a quarter of the steps at half the size")
             sub.add_argument("--json", action="store_true", help="print one JSON object as the last line")
         return sub
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from farm.checkpoint import Checkpoint, find_checkpoint
 from farm.errors import InputError, Problem
-from farm.film import container_of, job_id_of, resolve
+from farm.film import container_of, job_id_of
 from farm.journal import Job
 from farm.plan import Plan, make_plan, tasks_to_run
 from farm.pools import Pool, default_pools, load_pools, numerics
+from farm.resolve import as_draft, only_shots, resolve
 from farm.store import Store
 from farm.storyboard import load_storyboard
 
@@ -63,7 +64,8 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
             )
     resolved = resolve(draft, checkpoint, model_problems=faults)
     assert checkpoint is not None
-    film = resolved.film
+    film = only_shots(resolved.film, tuple(args.only)) if args.only else resolved.film
+    film = as_draft(film, checkpoint.card) if args.draft else film
     container = container_of(target.suffix, film.codec)
     store = open_store(args.store)
     store.check()

@@ -38,7 +38,7 @@ def write_job(store: Store, job: Job, images: Mapping[str, Path] | None = None) 
 
     The same job may come again with its model in another folder, or its storyboard in other words.
     """
-    for shot in job.film.shots:
+    for shot in (*job.film.shots, *job.film.unseen):
         if shot.image is not None:
             store.put(image_task(shot.image), (images or {})[shot.image.sha256])
     store.publish(f"jobs/{job.id}/job.json", json.dumps(job.as_json(), indent=1).encode())

@@ -52,7 +52,7 @@ def make_plan(film: Film, checkpoint: Checkpoint, numerics: Numerics, *, contain
         stills: also write every delivered frame as a PNG.
     """
     planner = ShotPlanner(film, checkpoint, numerics)
-    by_id = {shot.id: shot for shot in film.shots}
+    by_id = {shot.id: shot for shot in (*film.shots, *film.unseen)}
     for shot in film.shots:
         planner.take(shot, by_id)
     cutter = ClipPlanner(planner, film, container=container, stills=stills)

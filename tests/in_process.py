@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from farm.checkpoint import Checkpoint, find_checkpoint
-from farm.film import Resolved, resolve
 from farm.plan import Plan, make_plan
 from farm.pools import default_pools, numerics
+from farm.resolve import Resolved, resolve
 from farm.storyboard import parse_storyboard
 from pipelines.stage import Progress
 

@@ -14,6 +14,7 @@ from farm.checkpoint import Checkpoint, find_checkpoint
 from farm.chunks import FrameRule, cut_into_chunks, num_delivered, num_frames_of
 from farm.errors import InputError
 from farm.film import Film, container_of, job_id_of
+from farm.resolve import as_draft, only_shots
 
 SHOT = {"id": "a", "prompt": "a ball", "frames": 9}
 
@@ -102,6 +103,40 @@ def test_continuity_and_style_are_part_of_the_job(wan: Checkpoint) -> None:
 def test_the_default_overlap_fits_into_short_chunks(wan: Checkpoint) -> None:
     shot = film_of(wan, continuity={"chunk_frames": 5}, shots=[SHOT | {"frames": 5}]).shots[0]
     assert (shot.chunk_frames, shot.overlap_frames) == (5, 1)
+
+
+TAKES = [
+    SHOT,
+    SHOT | {"id": "b", "frames": 12, "transition": {"kind": "crossfade", "seconds": 0.25}},
+    SHOT | {"id": "c", "continue_from": "a", "transition": {"kind": "wipeup", "seconds": 0.25}},
+    SHOT | {"id": "d", "continue_from": "c"},
+]
+
+
+def takes() -> Film:
+    return resolve_board({"shots": TAKES}, find_checkpoint("builtin", beside=Path())).film
+
+
+def test_a_film_of_some_shots_keeps_what_they_go_on_from_unseen() -> None:
+    film = only_shots(takes(), ("d", "b"))
+    assert [s.id for s in film.shots] == ["b", "d"]
+    assert [s.id for s in film.unseen] == ["a", "c"]
+    assert all(s.transition is None for s in film.shots)  # neither follows the shot that it comes from
+    assert film.num_delivered == 12 + 9
+    assert Film.from_json(film.as_json()) == film
+    both = only_shots(takes(), ("b", "c"))
+    assert [s.transition is None for s in both.shots] == [True, False]
+    with pytest.raises(InputError, match="--only must name a shot of the storyboard, got 'e'"):
+        only_shots(takes(), ("e",))
+
+
+def test_a_draft_is_another_film_of_the_same_length() -> None:
+    film, card = takes(), find_checkpoint("builtin", beside=Path()).card
+    draft = as_draft(film, card)
+    assert (draft.width_px, draft.height_px, draft.shots[0].steps) == (48, 32, 5)
+    assert draft.num_delivered == film.num_delivered
+    small = as_draft(as_draft(draft, card), card)
+    assert (small.width_px, small.height_px, small.shots[0].steps) == (16, 16, 1)
 
 
 def test_a_film_survives_json(wan: Checkpoint) -> None:

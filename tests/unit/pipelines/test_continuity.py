@@ -23,9 +23,9 @@ from tiny_checkpoints import make_wan
 
 from farm.checkpoint import Checkpoint, find_checkpoint
 from farm.chunks import FrameRule, cut_into_chunks
-from farm.film import resolve
 from farm.plan import Plan, make_plan
 from farm.pools import default_pools, numerics
+from farm.resolve import resolve
 from farm.storyboard import parse_storyboard
 from farm.task import Decode, Denoise, EncodeFrames, EncodeText, MixFrames, Slice
 from pipelines import continuity, decode, denoise
