@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -47,6 +48,7 @@ class Controller:
         self.attempts: dict[str, list[Attempt]] = {}
         self.queued_at: dict[str, float] = {}
         self.background: set[asyncio.Task[Any]] = set()
+        self.words = itertools.count(1)  # to replicas, on their helpers
         self.is_open = self.closing = False
 
     async def open(self) -> list[str]:
@@ -222,7 +224,8 @@ class Controller:
             inputs = [(source, self.values.get(source.key)) for source in sources]
             await slot.handle.prepare.remote(task, inputs)
         except ray.exceptions.RayError:  # it is not lent then; a dead one is found out by the next task it is given
-            slot.lent_to = ""
+            if slot.lent_to == task.key:
+                slot.lent_to = ""
             return
         if slot.lent_to == task.key:
             slot.is_prepared = True
@@ -231,13 +234,15 @@ class Controller:
     def _take_back(self, slot: Slot) -> None:
         """Before a replica gets a task of its own, or when the take that it was lent to has ended."""
         key, slot.lent_to = slot.lent_to, ""
+        if key:
+            slot.idle_since = time.monotonic()
         for owner in self.replicas.slots.values():
             if key and owner.busy == key:
                 self._tell_helpers(owner, key)
 
     def _tell_helpers(self, owner: Slot, key: str) -> None:
         ours = [s for s in self.replicas.slots.values() if s.lent_to == key and s.is_prepared]
-        owner.handle.lend.remote(key, {s.name: s.handle for s in ours})
+        owner.handle.lend.remote(next(self.words), key, {s.name: s.handle for s in ours})
 
     def _wanted_by(self, key: str) -> list[Rendering]:
         return [self.renderings[name] for name in self.dispatcher.nodes[key].jobs]
@@ -366,7 +371,7 @@ class Controller:
             if node is None or not status.preview:
                 return
             for rendering in self._wanted_by(node.task.key):
-                path = f"jobs/{rendering.job.id}/preview-{node.task.label}.png"
+                path = f"jobs/{rendering.job.id}/preview-{node.task.label.replace('/', ' of ')}.png"
                 kept = await asyncio.to_thread(self.store.publish, path, status.preview)
                 rendering.previews[node.task.label] = kept
 

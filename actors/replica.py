@@ -114,6 +114,7 @@ class Replica:
         self.current: str | None = None
         self.canceled: set[str] = set()
         self.helpers: Helpers | None = None  # of the task that runs here
+        self.lent: tuple[int, str, dict[str, Any]] = (0, "", {})  # the last word of the controller on helpers
         self.assisting: tuple[str, Any, Any] | None = None  # key of another's task, its stage, predictions by slice
         if MODEL_STAGES & set(spec.stages):
             import torch
@@ -141,13 +142,18 @@ class Replica:
             self.progress.canceled = True
 
     @ray.method(concurrency_group="io")
-    def lend(self, key: str, handles: dict[str, Any]) -> None:
-        """Say which idle replicas may predict slices of the task that runs here, from the next step on."""
-        if self.helpers is not None and self.helpers.key == key:
-            self.helpers.handles = handles
+    def lend(self, number: int, key: str, handles: dict[str, Any]) -> None:
+        """Say which idle replicas may predict slices of a task of this one, from its next step on.
+
+        It may come before that task has begun, and after a later one of a higher number.
+        """
+        self.lent = max(self.lent, (number, key, handles), key=lambda told: told[0])
+        if self.helpers is not None:
+            self.helpers.hear(*self.lent[1:])
 
     def prepare(self, task: Task, inputs: Sequence[tuple[Task, Any]]) -> None:
         """Get ready to predict slices of a task that another replica runs."""
+        self.assisting = None  # it may hold another model
         stage, _ = self._stage(task.stage, (task.model, task.components))
         predicts, _ = stage.predicts(task.request, _Inputs(self._input, inputs))
         self.assisting = (task.key, stage, predicts)
@@ -190,6 +196,7 @@ class Replica:
             from pipelines.stage import Progress
 
             self.assisting, self.helpers = None, Helpers(task.key)
+            self.helpers.hear(*self.lent[1:])
             self.progress = Progress(canceled=task.key in self.canceled, share=self.helpers)
             self.current = task.key
             stage, load_s = self._stage(task.stage, (task.model, task.components))

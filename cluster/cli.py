@@ -154,11 +154,11 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
             order.store.create()
             write_job(order.store, order.job, order.images)
             film = publish_film(order.store, order.job, order.plan)
-    report = draw_report(order.store, order.job.id)
     try:
         path = deliver(target, order.store, order.plan, film)
     except OSError as e:
         raise RenderError(f"the film is finished ({film}), but could not be written to {args.out}: {e}") from e
+    report = draw_report(order.store, order.job.id)
     for shot, told in zip(order.plan.shots, answer.data["shots"], strict=True):
         told["clip"] = order.store.full(f"films/{order.job.id}/shots/{shot.id}.{order.plan.tasks[shot.clip].extension}")
     answer.data |= {"status": "completed", "film": path, "seams": read_seams(order.store, order.plan)}

@@ -35,19 +35,23 @@ def seams_section(store: Store, job: Job) -> Iterator[str]:
     )
     joins = [s for s in seams if s["kind"] == "join"]
     if joins:
-        worst = max(joins, key=lambda s: s["mad_ratio"])
+        worst = max(joins, key=_visible)
         yield from _picture(store, job, worst)
-    shown = sorted(seams, key=lambda s: -s["mad_ratio"])[:MAX_ROWS]
+    shown = sorted(seams, key=_visible, reverse=True)[:MAX_ROWS]
     yield seams_table(shown)
     if len(seams) > len(shown):
         yield f"<p class='soft'>and {len(seams) - len(shown)} more that are less visible</p>"
+
+
+def _visible(seam: dict[str, Any]) -> float:
+    return float(seam["mad_ratio"] or 0.0)
 
 
 def seams_table(seams: list[dict[str, Any]]) -> str:
     head = "".join(f"<th>{h}</th>" for h in ("shot", "frame", "kind", *COLUMNS.values()))
     rows = [
         f"<tr><td>{escape(s['shot'])}</td><td>{s['frame']}</td><td>{s['kind']}</td>"
-        + "".join(f"<td>{s[k]:.2f}</td>" for k in COLUMNS) + "</tr>" for s in seams
+        + "".join("<td>–</td>" if s[k] is None else f"<td>{s[k]:.2f}</td>" for k in COLUMNS) + "</tr>" for s in seams
     ]  # fmt: skip
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
@@ -56,9 +60,12 @@ def _picture(store: Store, job: Job, seam: dict[str, Any]) -> Iterator[str]:
     """Two frames before the join and two after it, as delivered."""
     folder = store.full(f"films/{job.id}/shots")
     names = [str(name) for name in store.fs.ls(folder, detail=False)]
-    clip = next(name for name in names if name.rsplit("/", 1)[-1].rsplit(".", 1)[0] == seam["shot"])
+    clip = next((name for name in names if name.rsplit("/", 1)[-1].rsplit(".", 1)[0] == seam["shot"]), None)
+    if clip is None:
+        return
     rate = Fraction(str(job.film.output_fps)) / Fraction(str(job.film.fps))
-    wanted = [int(-(-(seam["frame"] + i) * rate // 1)) for i in (-2, -1, 0, 1)]
-    data = base64.b64encode(sheet_of(store.fs.cat_file(clip), [w for w in wanted if w >= 0], 128)).decode()
+    length = next(shot.num_delivered for shot in job.film.shots if shot.id == seam["shot"])
+    wanted = [min(int(-(-(seam["frame"] + i) * rate // 1)), length - 1) for i in (-2, -1, 0, 1)]
+    data = base64.b64encode(sheet_of(store.fs.cat_file(clip), [max(w, 0) for w in wanted], 128)).decode()
     words = f"The most visible join: shot {seam['shot']}, before and from model frame {seam['frame']}"
     yield f"<figure><img alt='' src='data:image/jpeg;base64,{data}'><figcaption>{escape(words)}</figcaption></figure>"

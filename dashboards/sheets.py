@@ -19,7 +19,7 @@ def contact_sheet(clip: bytes, *, num_frames: int = SHEET_FRAMES, height_px: int
 
 
 def sheet_of(clip: bytes, wanted: Sequence[int], height_px: int = SHEET_HEIGHT_PX) -> bytes:
-    """The frames with these numbers."""
+    """The frames with these numbers, those beyond the clip's end left out; at least one must be there."""
     kept = {}
     with av.open(io.BytesIO(clip), "r") as container:  # only what is shown is held in memory
         for i, frame in enumerate(container.decode(video=0)):

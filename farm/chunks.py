@@ -35,6 +35,10 @@ class FrameRule:
         """Latent frames of an allowed length: with a remainder, the first stands for `remainder` frames."""
         return (num_frames - self.remainder) // self.factor + (1 if self.remainder else 0)
 
+    def latent_at(self, frame: int) -> int:
+        """The latent frame of a stream that stands for a frame of it."""
+        return (frame - (self.remainder or self.factor)) // self.factor + 1
+
     def num_frames(self, num_latents: int) -> int:
         """Frames that the first `num_latents` latent frames of a stream stand for."""
         if num_latents == 0:
@@ -69,8 +73,9 @@ def num_delivered(num_frames: int, *, fps: float, output_fps: float) -> int:
 
 
 def cut_into_chunks(
-    *, num_frames: int, chunk_frames: int, overlap_frames: int, rule: FrameRule, context: str, before: int = 0
-) -> list[Chunk]:
+    *, num_frames: int, chunk_frames: int, overlap_frames: int, rule: FrameRule, context: str, before: int = 0,
+    reach: int | None = None,
+) -> list[Chunk]:  # fmt: skip
     """Cover a shot with chunks; the tail of the last one is cut where the rule allows no exact end.
 
     With `latents` all chunks lie in one stream of latent frames; each further chunk begins with the latent frames of
@@ -82,26 +87,35 @@ def cut_into_chunks(
         num_frames: of the shot.
         chunk_frames, overlap_frames: allowed by the rule; the overlap is below the chunk (0 with `none`).
         before: frames of the stream that come before the shot, where it goes on from another.
+        reach: with `latents`, how many latent frames the last task of that other shot holds (all where not given):
+            context can be no longer.
+
+    Raises:
+        ValueError: chunk and overlap do not fit together.
     """
+    latents = [rule.num_latents(n) if n else 0 for n in (overlap_frames, chunk_frames)]
+    if not (rule.allows(chunk_frames) and latents[0] < latents[1]):
+        raise ValueError(f"chunks of {chunk_frames} frames with an overlap of {overlap_frames} do not fit {rule}")
     if context == "latents":
-        return _in_one_stream(num_frames, chunk_frames, overlap_frames, rule, before)
+        return _in_one_stream(num_frames, chunk_frames, overlap_frames, rule, before, reach)
     return _in_own_streams(num_frames, chunk_frames, overlap_frames, rule, context, before)
 
 
 def _in_one_stream(
-    num_frames: int, chunk_frames: int, overlap_frames: int, rule: FrameRule, before: int
+    num_frames: int, chunk_frames: int, overlap_frames: int, rule: FrameRule, before: int, reach: int | None
 ) -> list[Chunk]:
     longest, overlap = rule.num_latents(chunk_frames), rule.num_latents(overlap_frames)
     done = rule.num_latents(rule.at_least(before)) if before else 0
     total = rule.num_latents(rule.at_least(before + num_frames))
+    reach = done if reach is None else reach
     chunks = []
     while done < total:
-        end = min(total, done + longest - min(overlap, done))
-        start = max(0, end - longest) if done else 0
+        end = min(total, done + longest - min(overlap, done, reach))
+        start = max(0, end - longest, done - reach)
         first, last = rule.num_frames(done) - before, rule.num_frames(end) - before
         kept = min(last, num_frames) - first
         chunks.append(Chunk(first, last - first, kept, end - start, done - start, start))
-        done = end
+        done, reach = end, end - start
     return chunks
 
 

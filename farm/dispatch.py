@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 
 from .task import Task, TaskState
 
+RUN_TASKS = 16  # so far ahead of where a replica is, another may begin a run of its own, and pay what it lacks
+
 
 @dataclass
 class Node:
@@ -117,8 +119,14 @@ class Dispatcher:
     def _is_kept(self, node: Node, replica: str, peers: set[str], idle: set[str]) -> bool:
         """Whether a ready task waits for another replica than the one that asks."""
         before = self.nodes.get(node.task.near)
+        for _ in range(RUN_TASKS):  # back to the last one that was given to a replica
+            if before is None or before.replica or before.state != "queued":
+                break
+            before = self.nodes.get(before.task.near)
         if before is None or before.replica in ("", replica) or before.replica not in peers - node.avoid:
             return False
+        if before.task.key != node.task.near:
+            return True
         return before.replica in idle or (before.state == "active" and before.task.stage == node.task.stage)
 
     # -- what became of an active task

@@ -61,17 +61,25 @@ class FilmShot:
     context: str
 
     def prompt_at(self, frame: int) -> str:
-        return [prompt for first, prompt in self.prompts if first <= max(frame, 0)][-1]
+        """The prompt in force at a frame."""
+        return [prompt for first, prompt in self.prompts if first <= frame][-1]
 
     @property
     def is_one_stream(self) -> bool:
         """Whether all its latent frames lie in one stream for the decoder."""
-        return "latents" in (self.context, self.binding) or (len(self.chunks) < 2 and self.continue_from is None)
+        return self.binding == "latents" or (len(self.chunks) < 2 and self.continue_from is None)
 
     @property
     def binding(self) -> str:
         """What holds its chunks together: a kind of context, or the one long latent of `blend`."""
-        return "latents" if self.mode == "blend" else self.context
+        return binding_of(self.mode, self.context)
+
+    @property
+    def reach_latents(self) -> int:
+        """Latent frames that its last denoise task puts out; 0 without chunks of its own."""
+        if self.mode == "blend" and self.chunks:
+            return self.chunks[-1].first_latent + self.chunks[-1].num_latents - self.chunks[0].first_latent
+        return self.chunks[-1].num_latents if self.chunks else 0
 
     @property
     def num_transition(self) -> int:
@@ -112,6 +120,10 @@ class Film:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def binding_of(mode: str, context: str) -> str:
+    return "latents" if mode == "blend" else context
 
 
 def _shot_from_json(data: Mapping[str, Any]) -> FilmShot:

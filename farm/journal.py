@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -40,7 +41,10 @@ def write_job(store: Store, job: Job, images: Mapping[str, Path] | None = None) 
     """
     for shot in (*job.film.shots, *job.film.unseen):
         if shot.image is not None:
-            store.put(image_task(shot.image), (images or {})[shot.image.sha256])
+            data = (images or {})[shot.image.sha256].read_bytes()  # a copy: the author's file may change
+            if hashlib.sha256(data).hexdigest() != shot.image.sha256:
+                raise InputError(f"shot {shot.id}: its image changed while the storyboard was read; try again")
+            store.put(image_task(shot.image), data)
     store.publish(f"jobs/{job.id}/job.json", json.dumps(job.as_json(), indent=1).encode())
     store.publish(f"jobs/{job.id}/storyboard.yaml", job.storyboard.encode())
 
@@ -50,8 +54,11 @@ def read_job(store: Store, job_id: str) -> Job:
         data = store.record(f"jobs/{job_id}/job.json")
     except FileNotFoundError:
         raise InputError(f"there is no job {job_id!r} in the store {store.uri}") from None
-    film = Film.from_json(data["film"])
-    return Job(data["id"], film, _checkpoint(data["checkpoint"]), data["storyboard"])
+    try:
+        film = Film.from_json(data["film"])
+        return Job(data["id"], film, _checkpoint(data["checkpoint"]), data["storyboard"])
+    except (KeyError, TypeError) as e:
+        raise InputError(f"job {job_id!r} was written by another version of the farm; render it again ({e})") from None
 
 
 def _checkpoint(data: Mapping[str, Any]) -> Checkpoint:
@@ -64,8 +71,7 @@ def _checkpoint(data: Mapping[str, Any]) -> Checkpoint:
 
 def publish_film(store: Store, job: Job, plan: Plan) -> str:
     """Show a finished film and its shots under the job's name. Returns the film's full path."""
-    clips = {shot.clip: f"shots/{shot.id}" for shot in plan.shots}
-    for key, name in {**clips, plan.film: "film"}.items():
+    for key, name in [*((shot.clip, f"shots/{shot.id}") for shot in plan.shots), (plan.film, "film")]:
         task = plan.tasks[key]
         source = store.local_path_of(task) or store.read(task)
         path = store.publish(f"films/{job.id}/{name}.{task.extension}", source)

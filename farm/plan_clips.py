@@ -50,7 +50,7 @@ class ClipPlanner:
             else:
                 pieces.append(self._clip(shot, inputs, first=first, num=end - first, source=strip.source_frame))
         clip = pieces[0] if len(pieces) == 1 else self.join(pieces, container=self.extension, label=shot.id)
-        return clip, [*tasks, *pieces, clip]
+        return clip, list(dict.fromkeys([*tasks, *pieces, clip]))
 
     def seams(self, i: int) -> str | None:
         """Plan the measure of a shot's joins and of how it begins."""

@@ -42,12 +42,16 @@ class ShotPlanner:
         return task.key
 
     def take(self, shot: FilmShot, by_id: Mapping[str, FilmShot]) -> None:
-        """Plan a shot, after the one that it goes on from."""
-        if shot.id in self.shot_tasks:
-            return
+        """Plan a shot, after those that it goes on from."""
+        chain = [shot]
+        while (source := chain[-1].continue_from) is not None and source not in self.shot_tasks:
+            chain.append(by_id[source])
+        for one in reversed(chain):
+            if one.id not in self.shot_tasks:
+                self._take(one)
+
+    def _take(self, shot: FilmShot) -> None:
         source = shot.continue_from
-        if source is not None:
-            self.take(by_id[source], by_id)
         self.streams[shot.id] = list(self.streams[source]) if source else []
         self.past[shot.id] = [*self.past[source], *self.frames[source]] if source else []
         self.frames[shot.id] = []
@@ -79,7 +83,7 @@ class ShotPlanner:
             until = min(rule.num_frames(end), total)
             if until <= at:
                 continue
-            first = max(i for i in range(end) if rule.num_frames(i) <= at)
+            first = rule.latent_at(at)
             halo = min(self.card.halo_latents, first)
             begins = first - halo
             parts = [s for s in stream if s.end > begins and s.first < end]
@@ -105,7 +109,7 @@ class ShotPlanner:
             known = chunk.context_latents or len(inputs)
             denoise = self._denoise(shot, k, (chunk,), context=inputs, context_latents=known)
             request = Decode(((0, chunk.num_latents),), 0, True, overlap, chunk.kept)
-            decode = self._decode(shot, request, (denoise,), num_latents=chunk.num_latents, near=denoise)
+            decode = self._decode(shot, request, (denoise,), num_latents=chunk.num_latents, near="")
             frames.append((decode, chunk.kept))
 
     def lengths(self, keys: Iterable[str]) -> list[int]:
@@ -147,7 +151,7 @@ class ShotPlanner:
     def _decode(self, shot: FilmShot, request: Decode, inputs: tuple[str, ...], *, num_latents: int, near: str) -> str:
         card, film = self.card, self.film
         volume = num_latents * film.height_px * film.width_px // card.spatial_factor**2
-        label = _label_of(shot, len(self.frames[shot.id]))
+        label = shot.id if len(shot.chunks) < 2 else f"{shot.id} {len(self.frames[shot.id]) + 1}"
         key = self._model_task(request, "decode", inputs=inputs, label=label, shot=shot, cost=18 * volume, near=near)
         self.frames[shot.id].append(key)
         return key

@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from .checkpoint import HUB_ID, Checkpoint
 from .chunks import cut_into_chunks, num_delivered, num_frames_of, round_half_up
 from .document import Place, dotted, suggest
 from .errors import InputError, Problem
-from .film import CRF, Film, FilmImage, FilmShot, FilmTransition
+from .film import CRF, Film, FilmImage, FilmShot, FilmTransition, binding_of
 from .storyboard import Continuity, Draft, GuidancePair, Shot, TopLevel
 
 MAX_SIDE_PX = 8192
@@ -42,7 +43,7 @@ def resolve(draft: Draft, checkpoint: Checkpoint | None, *, model_problems: tupl
     unavailable = _unavailable_keys(draft)
     problems, film, warnings, images = [*draft.problems, *model_problems], None, [], {}
     if draft.top is not None and checkpoint is not None:
-        work = _Resolver(draft, draft.top, checkpoint.card, unavailable)
+        work = _Resolver(draft, draft.top, checkpoint.card)
         film = work.film()
         problems, warnings, images = [*problems, *work.problems], work.warnings, work.images
     for feature, places in unavailable.items():
@@ -84,15 +85,17 @@ def only_shots(film: Film, ids: tuple[str, ...]) -> Film:
 
 def as_draft(film: Film, card: ModelCard) -> Film:
     """A quarter of the steps at half the size (as the model allows): other keys, and a film to look at soon."""
-    sides = [max(card.multiple_px, side // 2 // card.multiple_px * card.multiple_px) for side in _sides(film)]
+    sides = [_half(side, card.multiple_px, Fraction(str(film.scale))) for side in (film.width_px, film.height_px)]
     shots, unseen = (
         tuple(replace(shot, steps=max(1, shot.steps // 4)) for shot in some) for some in (film.shots, film.unseen)
     )
     return replace(film, width_px=sides[0], height_px=sides[1], shots=shots, unseen=unseen)
 
 
-def _sides(film: Film) -> tuple[int, int]:
-    return film.width_px, film.height_px
+def _half(side: int, multiple: int, scale: Fraction) -> int:
+    """About half of a side that is delivered with an even number of pixels."""
+    able = [n for n in range(multiple, side + 1, multiple) if (n * scale).denominator == 1 and n * scale % 2 == 0]
+    return min(able, key=lambda n: abs(n - side / 2))
 
 
 T = TypeVar("T")
@@ -112,8 +115,8 @@ def _unavailable_keys(draft: Draft) -> Unavailable:
 
 
 class _Resolver:
-    def __init__(self, draft: Draft, top: TopLevel, card: ModelCard, unavailable: Unavailable) -> None:
-        self.draft, self.top, self.card, self.unavailable = draft, top, card, unavailable
+    def __init__(self, draft: Draft, top: TopLevel, card: ModelCard) -> None:
+        self.draft, self.top, self.card = draft, top, card
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
         self.images: dict[str, Path] = {}
@@ -151,17 +154,22 @@ class _Resolver:
     def _shot(self, i: int, shot: Shot) -> FilmShot | None:
         top, card, fps = self.top, self.card, self.fps
         place: Place = ("shots", i)
-        mode, chunk_frames, overlap_frames, context = self._continuity((*place, "continuity"), shot.continuity)
+        held = self._continuity((*place, "continuity"), shot.continuity)
         high, low = self._guidance(place, shot)
-        if (shot.prompt is None and shot.prompts is None) or (shot.seconds is None and shot.frames is None):
+        if (
+            held is None
+            or (shot.prompt is None and shot.prompts is None)
+            or (shot.seconds is None and shot.frames is None)
+        ):
             return None
         frames = shot.frames or num_frames_of(seconds=shot.seconds or 0, fps=fps)
-        before = self._before(i, shot, "latents" if mode == "blend" else context)
+        mode, chunk_frames, overlap_frames, context = held
+        needed = binding_of(mode, context)
+        before = self._before(i, shot, needed)
         if before is None:
             return None
         if before or frames > chunk_frames:
             length: Place = (*place, "frames" if shot.frames else "seconds")
-            needed = "latents" if mode == "blend" else context
             is_given = mode == "extend" or before  # what blend makes by itself needs no context
             if is_given and needed != "none" and needed not in card.contexts:
                 self.fault(length, _no_context(f"{dotted(place)}.continuity.context", card, needed))
@@ -169,25 +177,20 @@ class _Resolver:
             if overlap_frames == 0 and needed != "none":
                 self.fault(length, f"{dotted(place)}.continuity.overlap_frames must be above 0 in mode {mode}, got 0")
                 return None
+        chunks = cut_into_chunks(
+            num_frames=frames, chunk_frames=chunk_frames, overlap_frames=overlap_frames, rule=card.rule, context=needed,
+            before=before, reach=self._reach(shot),
+        )  # fmt: skip
         return FilmShot(
             id=shot.id,
-            prompts=self._prompts(place, shot, frames),
+            prompts=self._prompts(place, shot, frames, {c.first_frame for c in chunks}),
             negative_prompt=_first(shot.negative_prompt, top.negative_prompt, ""),
             num_frames=frames,
             before_frames=before,
-            chunks=tuple(
-                cut_into_chunks(
-                    num_frames=frames,
-                    chunk_frames=chunk_frames,
-                    overlap_frames=overlap_frames,
-                    rule=card.rule,
-                    context="latents" if mode == "blend" else context,
-                    before=before,
-                )
-            ),
+            chunks=tuple(chunks),
             image=self._image(place, shot),
             continue_from=shot.continue_from,
-            transition=self._transition(shot),
+            transition=self._transition(place, shot),
             seed=_first(shot.seed, top.seed, 0),
             steps=_first(shot.steps, top.steps, card.steps),
             guidance=high,
@@ -199,7 +202,15 @@ class _Resolver:
             context=context,
         )
 
-    def _prompts(self, place: Place, shot: Shot, frames: int) -> tuple[tuple[int, str], ...]:
+    def _reach(self, shot: Shot) -> int | None:
+        """Latent frames that the last denoise task holds which a shot goes on from."""
+        source = self.done.get(shot.continue_from) if shot.continue_from else None
+        while source is not None and not source.chunks and source.continue_from is not None:
+            source = self.done.get(source.continue_from)
+        return source.reach_latents if source is not None else None
+
+    def _prompts(self, place: Place, shot: Shot, frames: int, starts: set[int]) -> tuple[tuple[int, str], ...]:
+        """A shot's prompts by the frame from which they are in force; `starts` are those at which its chunks begin."""
         style = f" {self.top.style}" if self.top.style else ""
         if shot.prompts is None:
             return ((0, f"{shot.prompt}{style}"),)
@@ -210,7 +221,17 @@ class _Resolver:
                 where = (*place, "prompts", k, "at")
                 length = f"{frames / self.fps:g} s"
                 self.fault(where, f"{dotted(where)} must be before the shot's end ({length}), got {item.at:g}")
+            elif first in found:
+                where = (*place, "prompts", k, "at")
+                self.fault(where, f"{dotted(where)} must be at least a frame after the one before, got {item.at:g}")
             found[first] = f"{item.prompt}{style}"
+        begins = list(found)
+        for k, (first, end) in enumerate(pairwise([*begins, frames])):
+            if not any(first <= at < end for at in starts):
+                self.warnings.append(
+                    f"{dotted((*place, 'prompts', k))}: no chunk begins while it is in force (chunks begin at frames "
+                    f"{', '.join(map(str, sorted(starts)[:8])) or 'of another shot'}), so it is not used"
+                )
         return tuple(found.items())
 
     def _before(self, i: int, shot: Shot, context: str) -> int | None:
@@ -241,15 +262,18 @@ class _Resolver:
         if "image" not in self.card.modes:
             self.fault(where, f"{dotted(where)} must not be there: {self.card.name} makes video from text only")
             return None
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         path = Path(self.draft.document.file).parent / shot.image
         try:
             raw = path.read_bytes()
-            with Image.open(io.BytesIO(raw)) as picture:
-                wide, high, kind = *picture.size, str(picture.format).lower()
-        except (OSError, ValueError, Image.DecompressionBombError):
-            return None  # the schema has told why
+            with Image.open(io.BytesIO(raw), formats=["PNG", "JPEG", "WEBP"]) as picture:
+                picture.load()
+                wide, high, kind = *ImageOps.exif_transpose(picture).size, str(picture.format).lower()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+            if not any(p.key == dotted(where) for p in self.draft.problems):  # else the schema has told why
+                self.fault(where, f"{dotted(where)} must be a picture that can be read, got {shot.image!r}: {e}")
+            return None
         width, height = self.size
         if shot.image_fit == "refuse" and abs(wide * height / (high * width) - 1) > MAX_SHAPE_ERROR:
             self.fault(
@@ -261,18 +285,22 @@ class _Resolver:
         self.images[digest] = path
         return FilmImage(digest, kind, shot.image_fit)
 
-    def _transition(self, shot: Shot) -> FilmTransition | None:
+    def _transition(self, place: Place, shot: Shot) -> FilmTransition | None:
         asked = shot.transition
         if asked is None or asked.kind == "cut":
             return None
         num = round_half_up(Fraction(str(asked.seconds)) * Fraction(str(self.top.output.fps or self.fps)))
+        if num == 0 and asked.seconds:
+            self.warnings.append(f"{dotted((*place, 'transition'))}: {asked.seconds:g} s are less than a frame: a cut")
         return FilmTransition(asked.kind, num) if num else None
 
     def _check_transitions(self, shots: list[FilmShot | None]) -> None:
         for n, shot in enumerate(shots):
             if shot is None:
                 continue
-            i, following = self.draft.shots[n][0], shots[n + 1] if n + 1 < len(shots) else None
+            i, is_last = self.draft.shots[n][0], n + 1 == len(shots)
+            follows = not is_last and self.draft.shots[n + 1][0] == i + 1  # faulty shots are not among these
+            following = shots[n + 1] if follows else None
             leaves = following.num_transition if following else 0
             if shot.num_transition + leaves > shot.num_delivered:
                 own = shot.num_transition > shot.num_delivered or not leaves
@@ -305,34 +333,33 @@ class _Resolver:
             self.fault(where, f"{dotted(where)} must be one number for {card.name}, which has one expert, got a pair")
         return asked.high, asked.low
 
-    def _continuity(self, place: Place, own: Continuity | None) -> tuple[str, int, int, str]:
-        """The continuity in force (mode, chunk_frames, overlap_frames, context), checked where it is written."""
+    def _continuity(self, place: Place, own: Continuity | None) -> tuple[str, int, int, str] | None:
+        """The continuity in force (mode, chunk_frames, overlap_frames, context), checked where it is written.
+
+        None where it does not hold together.
+        """
         of_film, card = self.top.continuity or Continuity(), self.card
         asked = own or of_film
         chunk = _first(asked.chunk_frames, of_film.chunk_frames, card.chunk_frames)
         context = _first(asked.context, of_film.context, next(iter(card.contexts), ""))
         strong = "extend" if {"latents", "frames"} & set(card.contexts) else "blend"
         mode = _first(asked.mode, of_film.mode, strong)
-        exact = {"none": 0, "last_frame": 1}.get(context) if asked.context or of_film.context else None
+        exact = {"none": 0, "last_frame": 1}.get(context) if mode == "extend" else None
         largest = max((n for n in range(chunk) if n == 0 or card.rule.allows(n)), default=0)
         overlap = _first(asked.overlap_frames, of_film.overlap_frames, exact, min(card.overlap_frames, largest))
-        if own is not None or len(place) == 1:
-            self._check_continuity(place, asked, chunk=chunk, overlap=overlap, exact=exact)
-        return mode, chunk, overlap, context
-
-    def _check_continuity(
-        self, place: Place, asked: Continuity, *, chunk: int, overlap: int, exact: int | None
-    ) -> None:
-        name, rule = dotted(place), self.card.rule
-        where, key = (*place, "overlap_frames"), f"{name}.overlap_frames"
-        if not rule.allows(chunk):
-            self.fault((*place, "chunk_frames"), _off_rule(f"{name}.chunk_frames", self.card, chunk))
+        name, where, fault = dotted(place), (*place, "overlap_frames"), ""
+        key = f"{name}.overlap_frames"
+        if not card.rule.allows(chunk):
+            where, fault = (*place, "chunk_frames"), _off_rule(f"{name}.chunk_frames", card, chunk)
         elif overlap >= chunk:
-            self.fault(where, f"{key} must be below chunk_frames ({chunk}), got {overlap}")
+            fault = f"{key} must be below chunk_frames ({chunk}), got {overlap}"
         elif exact is not None and overlap != exact:
-            self.fault(where, f"{key} must be {exact} with context {asked.context}, got {overlap}")
-        elif exact is None and overlap and not rule.allows(overlap):
-            self.fault(where, _off_rule(key, self.card, overlap))
+            fault = f"{key} must be {exact} with context {context}, got {overlap}"
+        elif exact is None and overlap and not card.rule.allows(overlap):
+            fault = _off_rule(key, card, overlap)
+        if fault and (own is not None or len(place) == 1):
+            self.fault(where, fault)
+        return None if fault else (mode, chunk, overlap, context)
 
     def _check_size(self, width: int, height: int, scale: float) -> None:
         card = self.card

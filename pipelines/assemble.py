@@ -82,7 +82,7 @@ class Stage:
             sides[-1].write_bytes(write_lossless((enlarge(f, side) for f in retime(read_all(mine), side)), **size))
         mixed = folder / "mixed.rgb"
         run_ffmpeg(mix_command(request, *map(str, sides), target=str(mixed)), feed=())
-        frames = np.fromfile(mixed, np.uint8).reshape(-1, request.height_px, request.width_px, 3)
+        frames = np.memmap(mixed, np.uint8, "r").reshape(-1, request.height_px, request.width_px, 3)
         if len(frames) != request.num_frames:
             raise RuntimeError(f"ffmpeg mixed {len(frames)} frames, {request.num_frames} were asked for")
         target.write_bytes(write_lossless(frames, **size))

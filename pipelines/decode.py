@@ -58,9 +58,9 @@ class Stage:
         return wan.DecodeStream(self.vae)
 
     def _keep(self, stream: wan.DecodeStream) -> None:
-        self.streams.append(stream)
-        while len(self.streams) > 1 and sum(s.num_bytes for s in self.streams) > MAX_CACHE_BYTES:
+        while sum(s.num_bytes for s in self.streams) > MAX_CACHE_BYTES:
             self.streams.pop(0)
+        self.streams.append(stream)
 
 
 def as_uint8(video_CTHW: torch.Tensor) -> torch.Tensor:

@@ -121,6 +121,8 @@ class Stage:
         embeds = [t["embeds"].to(self.device) for t in tensors if "embeds" in t]
         known, made = request.context_latents, []
         context = tensors[-1]["latents"][:, :, -known:].to(self.device) if known else None
+        if context is not None and context.shape[2] != known:
+            raise ValueError(f"the context must have {known} latent frames, got {context.shape[2]}")
         for s in request.slices:
             negative = None if s.negative is None else embeds[s.negative]
             given = context[:, :, s.first_latent :] if context is not None and s.first_latent < known else None

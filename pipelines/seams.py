@@ -42,10 +42,10 @@ class Seam:
 
     frame: int
     kind: str
-    mad_ratio: float
-    warp_ratio: float
-    flow_jump: float
-    delta_e: float
+    mad_ratio: float | None  # None, as the others, where no latent frame begins inside a chunk
+    warp_ratio: float | None
+    flow_jump: float | None
+    delta_e: float | None
 
 
 def measure_seams(request: MeasureSeams, frames: Iterable[Frame]) -> list[dict[str, Any]]:
@@ -57,10 +57,13 @@ def measure_seams(request: MeasureSeams, frames: Iterable[Frame]) -> list[dict[s
     wanted = dict.fromkeys(request.joins, "join") | dict(request.starts)
     steps = dict(_steps(frames, set(wanted) | set(request.inner), first=-request.num_before))
     inner = [steps[i] for i in request.inner if i in steps]
-    typical = {k: float(np.median([getattr(s, k) for s in inner])) if inner else 0.0 for k in Step.__annotations__}
     seams = []
     for frame, kind in sorted(wanted.items()):
         step = steps[frame]
+        if not inner:
+            seams.append(asdict(Seam(frame, kind, None, None, None, None)))
+            continue
+        typical = {k: float(np.median([getattr(s, k) for s in inner])) for k in Step.__annotations__}
         ratio = {k: max(getattr(step, k), low) / max(typical[k], low) for k, low in FLOORS.items()}
         more = {k: getattr(step, k) - typical[k] for k in ("flow_jump", "delta_e")}
         seam = Seam(frame, kind, mad_ratio=ratio["mad"], warp_ratio=ratio["warp"], **more)

@@ -109,7 +109,7 @@ class DecodeStream:
         if self.vae.config.patch_size is not None:
             out = unpatchify(out, patch_size=self.vae.config.patch_size)
         self.position += 1
-        self.past = [*self.past, latent][-MAX_PAST:]
+        self.past = [*self.past, latent.clone()][-MAX_PAST:]
         return torch.clamp(out[0], min=-1.0, max=1.0)
 
     def ends_with(self, halo: torch.Tensor, *, is_whole: bool) -> bool:

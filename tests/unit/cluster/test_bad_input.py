@@ -101,7 +101,8 @@ STORYBOARDS: dict[str, tuple[bytes, int | None, str, tuple[str, ...]]] = {
         with_continuity("{chunk_frames: 17, overlap_frames: 17}"), 1, "continuity.overlap_frames", ("below",),
     ),
     "overlap without context": (
-        with_continuity("{context: none, overlap_frames: 5}"), 1, "continuity.overlap_frames", ("must be 0",),
+        with_continuity("{mode: extend, context: none, overlap_frames: 5}"), 1, "continuity.overlap_frames",
+        ("must be 0",),
     ),
     "unknown mode": (with_continuity("{mode: extent}"), 1, "continuity.mode", ("did you mean extend?",)),
     "unknown codec": (plus("output: {codec: h266}"), 1, "output.codec", ("h264", "did you mean")),
@@ -111,7 +112,6 @@ STORYBOARDS: dict[str, tuple[bytes, int | None, str, tuple[str, ...]]] = {
     "transition on the first shot": (
         GOOD.encode() + b"    transition: {kind: crossfade}\n", 9, "shots[0].transition", ("first shot",),
     ),
-    "a long shot": (swap("frames: 9", "seconds: 20"), 8, "shots[0].seconds", ("not available yet",)),
     "a long shot without context": (
         with_continuity("{mode: extend}").replace(b"frames: 9", b"seconds: 20"), 9, "shots[0].seconds",
         ("must be none for", "which cannot go on from frames, got nothing"),
@@ -194,6 +194,19 @@ TAKES: dict[str, tuple[str, int, str, tuple[str, ...]]] = {
     "a picture of another shape": (
         GOOD + "    image: hill.png\n", 9, "shots[0].image", ("proportions (64x48), got 96x32", "image_fit"),
     ),
+    "chunks that cannot go on": (
+        "continuity: {chunk_frames: 8}\n" + GOOD.replace("frames: 9", "frames: 40"), 1, "continuity.chunk_frames",
+        ("4n+1", "5 and 9"),
+    ),
+    "an overlap longer than its chunk": (
+        "continuity: {chunk_frames: 5, overlap_frames: 9}\n" + GOOD.replace("frames: 9", "frames: 40"), 1,
+        "continuity.overlap_frames", ("below chunk_frames (5), got 9",),
+    ),
+    "two prompts in one frame": (
+        GOOD.replace("prompt: a red ball", "prompts: [{at: 0, prompt: x}, {at: 0.05, prompt: y}]"), 7,
+        "shots[0].prompts[1].at", ("at least a frame after",),
+    ),
+    "a picture cut short": (GOOD + "    image: short.png\n", 9, "shots[0].image", ("can be read",)),
     "an overlap of nothing": (
         "continuity: {overlap_frames: 0}\n" + GOOD.replace("frames: 9", "seconds: 20"), 9, "shots[0].seconds",
         ("overlap_frames must be above 0 in mode extend",),
@@ -207,6 +220,8 @@ def test_bad_takes_end_with_2_and_say_where(name: str, tmp_path: Path, capsys: p
     board = tmp_path / "film.yaml"
     board.write_text(text)
     Image.new("RGB", (96, 32)).save(tmp_path / "hill.png")
+    Image.effect_noise((64, 48), 80).save(tmp_path / "whole.png")
+    (tmp_path / "short.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1500])
     code, answer, told = run(capsys, "render", str(board), "--model", "builtin", "--store", str(tmp_path / "store"))
     check_faults(code, answer, told, board, line, key, words)
     assert not (tmp_path / "store").exists()

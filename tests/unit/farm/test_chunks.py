@@ -80,6 +80,40 @@ def test_chunks_that_cannot_have_more_context_are_cut_at_the_end(
     assert all(c.generated == new and c.num_latents == 5 and c.context_latents == overlap for c in chunks[1:])
 
 
+@given(
+    longest=st.integers(2, 9), overlap=st.integers(1, 8), reach=st.integers(1, 12), before=st.integers(1, 80),
+    num_frames=st.integers(1, 120),
+)  # fmt: skip
+def test_context_is_no_longer_than_what_the_task_before_holds(
+    longest: int, overlap: int, reach: int, before: int, num_frames: int
+) -> None:
+    assume(overlap < longest)
+    rule = FrameRule(4, 1)
+    chunks = cut_into_chunks(
+        num_frames=num_frames, chunk_frames=rule.num_frames(longest), overlap_frames=rule.num_frames(overlap),
+        rule=rule, context="latents", before=before, reach=reach,
+    )  # fmt: skip
+    for chunk in chunks:
+        assert chunk.context_latents <= reach
+        reach = chunk.num_latents
+    assert not chunks or chunks[-1].first_frame + chunks[-1].kept == num_frames
+
+
+def test_chunks_and_overlaps_that_do_not_fit_are_refused() -> None:
+    for chunk_frames, overlap_frames in ((8, 5), (5, 9), (5, 5)):
+        with pytest.raises(ValueError, match="do not fit 4n"):
+            cut_into_chunks(
+                num_frames=40, chunk_frames=chunk_frames, overlap_frames=overlap_frames, rule=FrameRule(4, 1),
+                context="latents",
+            )  # fmt: skip
+
+
+@given(rule=rules, frame=st.integers(0, 500))
+def test_every_frame_has_its_latent_frame(rule: FrameRule, frame: int) -> None:
+    latent = rule.latent_at(frame)
+    assert rule.num_frames(latent) <= frame < rule.num_frames(latent + 1)
+
+
 def test_joins_lie_where_the_design_says() -> None:
     chunks = cut_into_chunks(num_frames=41, chunk_frames=17, overlap_frames=5, rule=FrameRule(4, 1), context="latents")
     assert [c.first_frame for c in chunks] == [0, 17, 29]

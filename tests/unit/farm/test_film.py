@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from in_process import resolve_board
+from PIL import Image
 
 from farm.checkpoint import Checkpoint, find_checkpoint
 from farm.chunks import FrameRule, cut_into_chunks, num_delivered, num_frames_of
@@ -128,6 +129,40 @@ def test_a_film_of_some_shots_keeps_what_they_go_on_from_unseen() -> None:
     assert [s.transition is None for s in both.shots] == [True, False]
     with pytest.raises(InputError, match="--only must name a shot of the storyboard, got 'e'"):
         only_shots(takes(), ("e",))
+
+
+def test_a_shot_goes_on_from_one_with_shorter_chunks() -> None:
+    shots = [
+        SHOT | {"frames": 33, "continuity": {"chunk_frames": 9}},
+        SHOT | {"id": "b", "frames": 4, "continue_from": "a"},
+    ]
+    one, two = resolve_board({"shots": shots}, find_checkpoint("builtin", beside=Path())).film.shots
+    assert one.chunks[-1].num_latents == 3
+    assert two.chunks[0].context_latents <= 3
+
+
+def test_a_prompt_that_no_chunk_begins_with_is_told_of() -> None:
+    schedule = [{"at": 0, "prompt": "x"}, {"at": 1, "prompt": "y"}, {"at": 1.5, "prompt": "z"}]
+    shots = [{"id": "a", "prompts": schedule, "frames": 40}]
+    told = resolve_board({"shots": shots}, find_checkpoint("builtin", beside=Path())).warnings
+    assert any("shots[0].prompts[1]: no chunk begins while it is in force" in w and "0, 17, 29" in w for w in told)
+
+
+def test_a_picture_that_was_turned_counts_as_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exif = Image.Exif()
+    exif[274] = 6  # turned by a quarter
+    Image.new("RGB", (64, 96)).save("turned.jpg", exif=exif)
+    shots = [SHOT | {"image": "turned.jpg"}]
+    assert resolve_board({"shots": shots}, find_checkpoint("builtin", beside=Path())).film.shots[0].image
+
+
+def test_a_draft_is_delivered_with_even_sides() -> None:
+    board = {"size": "160x80", "output": {"scale": 1.1}, "shots": [SHOT | {"prompt": "a red ball"}]}
+    builtin = find_checkpoint("builtin", beside=Path())
+    draft = as_draft(resolve_board(board, builtin).film, builtin.card)
+    assert (draft.width_px, draft.height_px) == (80, 80)
+    assert draft.delivered_px == (88, 88)
 
 
 def test_a_draft_is_another_film_of_the_same_length() -> None:
