@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -340,3 +341,34 @@ def test_a_hand_out_costs_logarithmic_time() -> None:
             dispatcher.take(["encode"], replica="r", peers=())
         counts.append(compared["n"] / 100)
     assert all(after - before < 8 for before, after in pairwise(counts))  # four times the tasks: two levels more
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_a_long_take_is_decoded_in_runs(replicas: int) -> None:
+    """All decode tasks are ready: 3 latent frames each, and a halo of 28 where a replica does not go on."""
+    length, names = 64, [f"r{i}" for i in range(replicas)]
+    dispatcher, chain = take_of(length)
+    number = {task.key: k for k, task in enumerate(chain)}
+    free_at, last, work, ended = dict.fromkeys(names, 0.0), dict.fromkeys(names, -2), 0, []
+    running: dict[str, str] = {}
+    now = 0.0
+    while len(ended) < length:
+        for name in names:
+            if name not in running:
+                idle = [n for n in names if n not in running]
+                task = dispatcher.take(["decode"], replica=name, peers=names, idle=idle)
+                if task is not None:
+                    k = number[task.key]
+                    cost = 3 + (0 if last[name] == k - 1 or k == 0 else min(28, 3 * k))
+                    work, last[name], running[name] = work + cost, k, task.key
+                    free_at[name] = now + cost
+        assert running, "nothing runs and nothing is done"
+        name = min(running, key=lambda n: free_at[n])
+        now = free_at[name]
+        finish(dispatcher, running[name])
+        ended.append(running.pop(name))
+    alone = 3 * length
+    assert now <= alone  # helpers never make it slower
+    assert work <= alone + 28 * 2 * replicas
+    if replicas == 4:
+        assert now < 0.6 * alone
