@@ -77,7 +77,7 @@ def examine(frames: NDArray[np.uint8], *, fps: float = world.FPS) -> Finding:
     pan, travel = _scroll(video, masks, fps)
     heights = masks.any(2).sum(1)[seen]
     zoom = min(_growth_per_s(0.5 * np.log(tracks[seen, 2]), fps, seen), _growth_per_s(np.log(heights), fps, seen))
-    shape = _shape_of(masks[seen]) if seen.any() else ""
+    shape = _shape_of(masks[seen][::2]) if seen.any() else ""
     motion = _motion(video / world.object_tint(sky), masks, tracks, travel)
     return Finding(
         colour=colour, shape=shape, ground=ground, sky=sky, seen=float(seen.mean()), travel_px_s=travel,
@@ -125,7 +125,9 @@ def _background(sky: str, ground: str) -> Array:
         "grass": [(0.36, 0.24, 0.14), (0.16, 0.42, 0.16)], "snow": [(0.36, 0.24, 0.14), (0.16, 0.36, 0.30)],
         "sand": [(0.24, 0.48, 0.26)], "road": [(0.22, 0.22, 0.25)],
     }[ground]  # fmt: skip
-    lines = [np.array((0.95, 0.93, 0.85))[None] * tint * k for k in (0.6, 0.8, 1.0)] if ground == "road" else []
+    paint = np.array((0.95, 0.93, 0.85))
+    road = [(dark + (light - dark) * k) * 0.95 for k in (0.0, 0.5, 1.0)] if ground == "road" else []
+    lines = [(r + (paint - r) * ramp) * tint for r in road]  # their edges are soft
     lamp = [np.array((1.0, 0.93, 0.65))[None]] if ground == "road" else []
     scenery = [np.array(c)[None] * tint for c in things]
     shadow = [e * k for e in earth for k in (0.55, 0.75)]
@@ -135,7 +137,9 @@ def _background(sky: str, ground: str) -> Array:
 
 def _distance(pixels: Array, colours: Array) -> Array:
     """From each pixel (N, 3) to the nearest colour (M, 3)."""
-    return np.asarray(np.sqrt(((pixels[:, None] - colours[None]) ** 2).sum(-1).min(1)))
+    p, c = pixels.astype(np.float32), colours.astype(np.float32)
+    squared = (p**2).sum(1)[:, None] + (c**2).sum(1)[None] - 2 * p @ c.T
+    return np.asarray(np.sqrt(np.maximum(squared.min(1), 0)))
 
 
 def _find_object(video: Array, sky: str, ground: str) -> tuple[str, NDArray[np.bool_]]:
@@ -241,7 +245,7 @@ ZOOMS = (1.0, 1.15, 1.3, 1.45)
 
 def _row_costs(video: Array, masks: NDArray[np.bool_]) -> Array:
     """How badly each row, moved by each of SHIFTS, explains the row LAG frames later: (H, shifts), object left out."""
-    free = ~_grown(masks)
+    video, free = video[::LAG], ~_grown(masks[::LAG])
     columns = np.arange(video.shape[2])
     costs = np.zeros((video.shape[1], len(SHIFTS)))
     for i, shift in enumerate(SHIFTS):
@@ -249,9 +253,9 @@ def _row_costs(video: Array, masks: NDArray[np.bool_]) -> Array:
         inside = (at >= 0) & (at <= video.shape[2] - 1)
         low = np.clip(np.floor(at).astype(int), 0, video.shape[2] - 2)[inside]
         part = (at[inside] - low)[None, None, :, None]
-        moved = video[:-LAG, :, low] * (1 - part) + video[:-LAG, :, low + 1] * part
-        weight = free[:-LAG, :, low] & free[LAG:, :, inside]
-        error = ((moved - video[LAG:, :, inside]) ** 2).sum(-1) * weight
+        moved = video[:-1, :, low] * (1 - part) + video[:-1, :, low + 1] * part
+        weight = free[:-1, :, low] & free[1:, :, inside]
+        error = ((moved - video[1:, :, inside]) ** 2).sum(-1) * weight
         costs[:, i] = error.sum((0, 2)) / np.maximum(weight.sum((0, 2)), 1)
     return costs
 

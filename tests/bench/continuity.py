@@ -1,8 +1,8 @@
-"""How well long takes hold together: `make bench NAME=continuity` (options: SECONDS=60 TAKES=3 in the environment).
+"""How well long takes hold together: `make bench NAME=continuity` (TAKE_SECONDS=60 TAKES=3 in the environment).
 
-Takes of the built-in model in `extend` (its three contexts), in `blend`, and with context `none` as the baseline, from the
-same prompts and seeds, through the stages in this process. Joins against what happens inside chunks, what the examiner
-sees in the first and the last five seconds, and how far the sky's mean colour moves.
+Takes of the built-in model in `extend` (its three contexts), in `blend`, and with context `none` as the baseline, from
+the same prompts and seeds, through the stages in this process. Joins against what happens inside chunks, what the
+examiner sees in the first and the last five seconds, and how far the sky's mean colour moves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.builtin import examiner, world
 from pipelines.frames import read_lossless
 from pipelines.stage import as_bytes
 
-SECONDS, TAKES = int(os.environ.get("SECONDS", "60")), int(os.environ.get("TAKES", "3"))
+SECONDS, TAKES = int(os.environ.get("TAKE_SECONDS", "60")), int(os.environ.get("TAKES", "3"))
 WINDOW, ENDS_S, SKY_ROWS = 17, 5, 6
 WAYS: dict[str, dict[str, Any]] = {
     "extend, latents": {"mode": "extend", "context": "latents"},
