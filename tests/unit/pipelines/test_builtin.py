@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from farm.cards import BUILTIN
 from pipelines.builtin import architecture, evaluate, examiner, train, world
 from pipelines.frames import write_lossless
 
@@ -82,6 +83,11 @@ def test_the_tokenizer_knows_synonyms_and_drops_other_words() -> None:
     assert words("supercalifragilistic") == []
     assert all(len(words(w)) == 1 for w in world.VOCABULARY)
     assert "<unk>" not in words("every wörd 漢字 here is new")
+
+
+def test_the_card_knows_the_worlds_words() -> None:
+    assert set(BUILTIN["vocabulary"]) == {*world.VOCABULARY, *world.SYNONYMS}
+    assert BUILTIN["middle_mark"] == world.MIDDLE
 
 
 def test_whole_clips_are_what_the_autoencoder_makes_with_its_caches() -> None:
