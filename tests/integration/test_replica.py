@@ -99,12 +99,12 @@ def test_a_film_on_stand_ins_leaves_a_whole_ledger(local_ray: Any, tiny_wan: Pat
     assert ray.get(controller.cancel.remote(names[0]), timeout=10) is False  # the other door still waits for it
     for name in (names[0], other):
         while (view := ray.get(controller.view.remote(name, wait_s=0.5), timeout=60))["status"] == "active":
-            assert view["to_run"] == 9
+            assert view["to_run"] == 10
         assert view["status"] == "completed", view
-        assert view["run"] == 9
+        assert view["run"] == 10
     assert set(view["stage_s"]) == {"encode", "denoise", "decode", "assemble"}
     attempts = read_attempts(store, job.id)
-    assert len(attempts) == 10  # eight tasks are shared, each film is joined by itself
+    assert len(attempts) == 11  # nine tasks are shared, each film is joined by itself
     assert {a.outcome for a in attempts} == {"succeeded"}
     assert all(a.queued_at <= a.started_at <= a.ended_at and a.node and a.output_bytes for a in attempts)
     spans = sorted((a.started_at, a.ended_at) for a in attempts)
