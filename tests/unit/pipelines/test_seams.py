@@ -14,6 +14,7 @@ from farm.plan_clips import latent_starts
 from farm.task import MeasureSeams
 from pipelines.builtin import world
 from pipelines.seams import measure_seams
+from pipelines.stage import as_bytes
 
 INNER = (5, 9, 13, 21, 25)
 
@@ -99,5 +100,5 @@ def test_a_plan_measures_joins_and_cuts_and_not_transitions(tmp_path: Path) -> N
         assert isinstance(request, MeasureSeams)
         assert (request.joins, request.starts) == (joins, starts), shot
     made = run_plan(plan)
-    lines = {s.id: made[s.seams].read_text().splitlines() for s in plan.shots if s.seams}  # type: ignore[union-attr]
+    lines = {s.id: as_bytes(made[s.seams]).splitlines() for s in plan.shots if s.seams}
     assert {k: len(v) for k, v in lines.items()} == {"a": 2, "b": 1, "d": 2}
