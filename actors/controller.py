@@ -117,7 +117,7 @@ class Controller:
 
     def _plan(self, job_id: str, container: str, stills: bool) -> tuple[Job, Plan, set[str]]:
         job = read_job(self.store, job_id)
-        plan = make_plan(job.film, job.checkpoint, numerics(self.pools), container=container, stills=stills)
+        plan = make_plan(job.film, job.models, numerics(self.pools), container=container, stills=stills)
         return job, plan, tasks_to_run(plan.tasks, plan.targets, self.store.has)
 
     async def _begin(self, name: str, job: Job, plan: Plan, missing: set[str]) -> None:

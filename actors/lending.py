@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -34,8 +34,8 @@ class Helpers:
         if key == self.key:
             self.handles = handles
 
-    def predict(self, parts: Sequence[Any], t: Any, own: Callable[[int], Any]) -> list[Any]:
-        """Predictions of all slices, in order.
+    def predict(self, parts: Mapping[int, Any], t: Any, own: Callable[[int], Any]) -> dict[int, Any]:
+        """Predictions of slices, by number.
 
         Args:
             parts: the latents of each slice.
@@ -44,7 +44,8 @@ class Helpers:
         from safetensors.torch import load, save
 
         helpers = {name: handle for name, handle in self.handles.items() if name not in self.lost}
-        mine, *theirs = share_out(len(parts), 1 + len(helpers))
+        numbers = list(parts)
+        mine, *theirs = ([numbers[i] for i in share] for share in share_out(len(numbers), 1 + len(helpers)))
         asked = []
         for (name, handle), indices in zip(helpers.items(), theirs, strict=True):
             payload = save({"t": t.reshape(1), **{str(i): parts[i].contiguous() for i in indices}}) if indices else b""
@@ -53,11 +54,11 @@ class Helpers:
         for name, indices, answer in asked:
             told = self._wait_for(name, answer) if answer is not None else None
             if told is not None:
-                done |= {int(i): value.to(parts[0].device) for i, value in load(told).items()}
+                done |= {int(i): value.to(t.device) for i, value in load(told).items()}
                 self.num_given += len(indices)
             else:
                 done |= {i: own(i) for i in indices}
-        return [done[i] for i in range(len(parts))]
+        return done
 
     def _wait_for(self, name: str, answer: Any) -> bytes | None:
         """A helper's answer; None where it was taken away, has failed or is too slow."""

@@ -27,6 +27,7 @@ class Rendering:
     status: str = "active"
     num_run: int = 0
     num_retried: int = 0
+    num_not_needed: int = 0  # of those that have run: tries at chunks that were good already
     stage_s: dict[str, float] = field(default_factory=dict)
     cost_done: float = 0.0
     first_step_at: float | None = None
@@ -53,6 +54,7 @@ class Rendering:
     def count(self, task: Task, attempt: Attempt) -> None:
         """A task of this film has succeeded."""
         self.num_run += 1
+        self.num_not_needed += bool(attempt.info.get("not_needed"))
         self.num_shots_done += task.key in self.clips
         self.cost_done += task.cost
         self.stage_s[task.stage] = self.stage_s.get(task.stage, 0.0) + attempt.run_s
@@ -67,7 +69,8 @@ class Rendering:
         return {
             "status": self.status, "errors": list(self.errors), "film": self.film, "to_run": len(self.to_run),
             "shots": len(self.clips), "shots_done": self.num_shots_done,
-            "run": self.num_run, "retried": self.num_retried, "stage_s": dict(self.stage_s), "left_s": left,
+            "run": self.num_run - self.num_not_needed, "not_needed": self.num_not_needed,
+            "retried": self.num_retried, "stage_s": dict(self.stage_s), "left_s": left,
             "running": [self._running(s, self.plan.tasks[s.busy]) for s in slots if s.busy in self.plan.tasks],
             "starting": [s.name for s in slots if not s.node], "previews": dict(self.previews),
             "first_step_at": self.first_step_at,

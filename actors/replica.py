@@ -35,7 +35,7 @@ from .lending import Helpers
 log = logging.getLogger(__name__)
 FETCH_TIMEOUT_S = 120.0  # for an input in the object store, before it is read from the store instead
 Loaded = tuple[str, tuple[tuple[str, str], ...]]  # folder and (component, fingerprint): a folder's weights may change
-MODEL_STAGES = {"encode", "denoise", "decode"}
+MODEL_STAGES = {"encode", "denoise", "decode", "interpolate"}
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,7 @@ class Replica:
         """
         started_at, load_s = time.time(), 0.0
         try:
+            from pipelines import rolls
             from pipelines.stage import Progress
 
             self.assisting, self.helpers = None, Helpers(task.key)
@@ -200,7 +201,7 @@ class Replica:
             self.progress = Progress(canceled=task.key in self.canceled, share=self.helpers)
             self.current = task.key
             stage, load_s = self._stage(task.stage, (task.model, task.components))
-            result = stage.run(task.request, _Inputs(self._input, inputs), self.progress)
+            result = rolls.run(stage, task.request, _Inputs(self._input, inputs), self.progress)
             self.unsaved[task.key] = (task, result.artifact, {**result.info, "made_with": made_with()})
             value = ray.put(result.artifact) if isinstance(result.artifact, bytes) else None
             info = {"first_step_at": self.progress.first_step_at, "slices_given": self.helpers.num_given}

@@ -144,7 +144,8 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
             connection = connection or stack.enter_context(closing(Connection(address, order.pools)))
             view = render_missing(order, connection)
             total = answer.data["tasks"]["total"]
-            answer.data["tasks"] |= {"run": view["run"], "reused": total - view["to_run"], "retried": view["retried"]}
+            reused = total - view["to_run"] + view["not_needed"]
+            answer.data["tasks"] |= {"run": view["run"], "reused": reused, "retried": view["retried"]}
             answer.data["stage_s"] = {stage: round(s, 4) for stage, s in view["stage_s"].items()}
             answer.data["first_step_at"] = view["first_step_at"]
             if view["status"] != "completed":

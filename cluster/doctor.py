@@ -16,6 +16,7 @@ import psutil
 
 from farm.checkpoint import BUILTIN_FOLDER
 from farm.film import CODEC_CONTAINERS
+from farm.interpolation import rife_weights
 from farm.pools import Pool, asked, cannot_fit, cpus_asked, default_pools, without_kinds
 
 from .hardware import Connection, num_cpus, num_gpus, this_machine
@@ -44,6 +45,11 @@ def _software() -> Iterator[Line]:
         yield "ok", "builtin", "the built-in model is here"
     else:
         yield "warning", "builtin", "the built-in model is not part of this installation; storyboards must name a model"
+    if rife_weights().is_file():
+        yield "ok", "rife", "frames between frames are made by RIFE 4.6"
+    else:
+        words = f"no weights at {rife_weights()}: frames between frames are made by optical flow"
+        yield "warning", "rife", f"{words}; python -m pipelines.rife_setup fetches them"
     gpus = num_gpus()
     if not gpus:
         yield "warning", "cuda", "no GPU found; everything runs on CPUs, which suits the built-in model only"

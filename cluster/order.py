@@ -12,10 +12,10 @@ from farm.errors import InputError, Problem
 from farm.film import container_of, job_id_of
 from farm.journal import Job
 from farm.plan import Plan, make_plan, tasks_to_run
-from farm.pools import Pool, default_pools, load_pools, numerics
+from farm.pools import Pool, check_served, default_pools, load_pools, numerics
 from farm.resolve import as_draft, only_shots, resolve
 from farm.store import Store
-from farm.storyboard import load_storyboard
+from farm.storyboard import Draft, load_storyboard
 
 from .answer import Answer
 from .deliver import Target
@@ -62,19 +62,35 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
                 if args.model
                 else tuple(draft.document.problem(("model",), str(p)) for p in e.problems)
             )
-    resolved = resolve(draft, checkpoint, model_problems=faults)
-    assert checkpoint is not None
+    others, more = _models_of_shots(draft, args.storyboard.parent)
+    resolved = resolve(draft, checkpoint, others=others, model_problems=(*faults, *more))
+    models = resolved.models
     film = only_shots(resolved.film, tuple(args.only)) if args.only else resolved.film
-    film = as_draft(film, checkpoint.card) if args.draft else film
+    film = as_draft(film, models) if args.draft else film
     container = container_of(target.suffix, film.codec)
     store = open_store(args.store)
     store.check()
-    job = Job(job_id_of(film, checkpoint), film, checkpoint, args.storyboard.read_text("utf-8-sig"))
-    plan = make_plan(film, checkpoint, numerics(pools), container=container, stills=target.folder is not None)
+    job = Job(job_id_of(film, *models), film, models, args.storyboard.read_text("utf-8-sig"))
+    plan = make_plan(film, models, numerics(pools), container=container, stills=target.folder is not None)
+    check_served(pools, (task.stage for task in plan.tasks.values()))
     missing = tasks_to_run(plan.tasks, plan.targets, store.has)
     answer.tell_film(film, job.id)
     answer.data["tasks"] |= {"total": len(plan.tasks), "reused": len(plan.tasks) - len(missing)}
     return Order(job, plan, pools, args.pools, store, container, missing, resolved.warnings, resolved.images)
+
+
+def _models_of_shots(draft: Draft, folder: Path) -> tuple[dict[str, Checkpoint], tuple[Problem, ...]]:
+    """The models that shots name for themselves, by what they say, and what is wrong with those that cannot be used."""
+    found: dict[str, Checkpoint] = {}
+    problems: list[Problem] = []
+    for i, shot in draft.shots:
+        if shot.model is None or shot.model in found:
+            continue
+        try:
+            found[shot.model] = find_checkpoint(shot.model, beside=folder)
+        except InputError as e:
+            problems += [draft.document.problem(("shots", i, "model"), str(p)) for p in e.problems]
+    return found, tuple(problems)
 
 
 def _made_pools(*, on_cluster: bool) -> dict[str, Pool]:

@@ -53,9 +53,10 @@ def make_report(store: Store, job_id: str) -> str:
     film = next((n for n in names if n.startswith("film.")), None)
     width, height = job.film.delivered_px
     seconds = job.film.num_delivered / job.film.output_fps
+    told = (f"{name} ({m.fingerprint})" for name, m in zip(job.film.models, job.models, strict=True))
     facts = (
         f"{job.film.num_delivered} frames of {width}x{height} at {job.film.output_fps:g} fps, {seconds:.2f} s; model "
-        f"{job.film.model} ({job.checkpoint.fingerprint}); job {job.id}"
+        f"{', '.join(told)}; job {job.id}"
     )
     parts = [
         f"<h1>{escape(job.film.title)}</h1><p class='soft'>{escape(facts)}</p>",

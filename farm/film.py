@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .checkpoint import Checkpoint
-from .chunks import Chunk
+from .chunks import Chunk, FrameRule
 from .errors import InputError, Problem
 from .keys import hash_json
 
@@ -42,6 +42,7 @@ class FilmShot:
     """One take, ready to be planned. Prompts have the film's style joined to them; lengths are model frames."""
 
     id: str
+    model: int  # which of the film's models
     prompts: tuple[tuple[int, str], ...]  # (first frame that it is in force for, prompt), from frame 0
     negative_prompt: str
     num_frames: int
@@ -55,10 +56,16 @@ class FilmShot:
     guidance: float
     guidance_low: float
     num_delivered: int
-    mode: str  # of continuity, as are the next three; a shot of one chunk does not use them, but they are its author's
+    mode: str  # of continuity, as are the next; a shot of one chunk does not use them, but they are its author's
     chunk_frames: int
     overlap_frames: int
     context: str
+    color_match: bool
+    max_seam: float  # 0: chunks are not made again
+    rerolls: int
+    noise: str
+    anchor: bool
+    shift: bool
 
     def prompt_at(self, frame: int) -> str:
         """The prompt in force at a frame."""
@@ -100,7 +107,9 @@ class Film:
     scale: float
     codec: str
     crf: int
+    interpolate: str
     style: str
+    models: tuple[str, ...]  # the film's, then those that single shots name
     shots: tuple[FilmShot, ...]
     unseen: tuple[FilmShot, ...] = ()  # not in the film, but shots of it go on from them
 
@@ -116,10 +125,23 @@ class Film:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Film:
         shots = {key: tuple(_shot_from_json(s) for s in data[key]) for key in ("shots", "unseen")}
-        return cls(**{**data, **shots})
+        return cls(**{**data, **shots, "models": tuple(data["models"])})
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def latent_starts(shot: FilmShot, rule: FrameRule) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Model frames of a shot at which a latent frame begins: those where chunks join, and those inside chunks."""
+    joins = tuple(c.first_frame for c in shot.chunks if 0 < c.first_frame < shot.num_frames)
+    inner = []
+    for chunk in shot.chunks:
+        given = rule.num_frames(chunk.context_latents)
+        stream_begins = -shot.before_frames if shot.is_one_stream else chunk.first_frame - given
+        first = chunk.first_latent + chunk.context_latents
+        starts = [stream_begins + rule.num_frames(n) for n in range(first, chunk.first_latent + chunk.num_latents)]
+        inner += [at for at in starts if chunk.first_frame < at < chunk.first_frame + chunk.kept and at > 1]
+    return joins, tuple(inner)
 
 
 def binding_of(mode: str, context: str) -> str:
@@ -139,9 +161,9 @@ def _shot_from_json(data: Mapping[str, Any]) -> FilmShot:
     )
 
 
-def job_id_of(film: Film, checkpoint: Checkpoint) -> str:
-    """The first 16 hex digits of the hash of the film and of its model's fingerprints: the same film, the same job."""
-    return hash_json({"film": film.as_json(), "fingerprints": dict(checkpoint.fingerprints)})[:16]
+def job_id_of(film: Film, *models: Checkpoint) -> str:
+    """The first 16 hex digits of the hash of the film and of its models' fingerprints: the same film, the same job."""
+    return hash_json({"film": film.as_json(), "fingerprints": [dict(m.fingerprints) for m in models]})[:16]
 
 
 def container_of(out_suffix: str, codec: str) -> str:

@@ -26,11 +26,11 @@ class Job:
 
     id: str
     film: Film
-    checkpoint: Checkpoint
+    models: tuple[Checkpoint, ...]  # the film's, then those that single shots name
     storyboard: str  # as the author wrote it
 
     def as_json(self) -> dict[str, Any]:
-        data = {"id": self.id, "film": self.film.as_json(), "checkpoint": asdict(self.checkpoint)}
+        data = {"id": self.id, "film": self.film.as_json(), "models": [asdict(m) for m in self.models]}
         return {**data, "storyboard": self.storyboard}
 
 
@@ -56,7 +56,7 @@ def read_job(store: Store, job_id: str) -> Job:
         raise InputError(f"there is no job {job_id!r} in the store {store.uri}") from None
     try:
         film = Film.from_json(data["film"])
-        return Job(data["id"], film, _checkpoint(data["checkpoint"]), data["storyboard"])
+        return Job(data["id"], film, tuple(map(_checkpoint, data["models"])), data["storyboard"])
     except (KeyError, TypeError) as e:
         raise InputError(f"job {job_id!r} was written by another version of the farm; render it again ({e})") from None
 

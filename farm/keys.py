@@ -7,11 +7,12 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from .task import Request, Stage, Task
+from .task import Request, Roll, Stage, Task
 
 STAGE_VERSIONS: dict[str, int] = {  # raise one when its code changes what it puts out
-    "EncodeText": 1, "SourceImage": 1, "EncodeImage": 1, "EncodeFrames": 1, "Denoise": 1, "Decode": 2, "WriteClip": 1,
-    "WriteStills": 1, "MixFrames": 1, "MeasureSeams": 1, "JoinClips": 1,
+    "EncodeText": 1, "SourceImage": 1, "EncodeImage": 1, "EncodeFrames": 1, "Denoise": 2, "Decode": 2,
+    "Interpolate": 1, "WriteClip": 2, "WriteStills": 2, "MixFrames": 2, "MeasureColour": 1, "SolveColour": 1,
+    "MeasureSeams": 2, "JoinClips": 1, "Roll": 1, "ChooseRoll": 1, "TakeRoll": 1,
 }  # fmt: skip
 
 
@@ -29,11 +30,13 @@ def parts_of(
     numerics: tuple[tuple[str, Any], ...],
 ) -> dict[str, Any]:
     """The parts of a key in clear, as they are kept beside the artifact."""
-    kind = type(request).__name__
+    kinds = [type(request).__name__]
+    if isinstance(request, Roll):
+        kinds.append(type(request.request).__name__)
     return {
         "stage": stage,
-        "kind": kind,
-        "version": STAGE_VERSIONS[kind],
+        "kind": " of ".join(kinds),
+        "version": [STAGE_VERSIONS[kind] for kind in kinds],
         "parameters": asdict(request),
         "inputs": list(inputs),
         "components": dict(components),

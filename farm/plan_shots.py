@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from .cards import ModelCard
 from .checkpoint import Checkpoint
 from .chunks import Chunk
-from .film import Film, FilmImage, FilmShot
+from .film import Film, FilmImage, FilmShot, latent_starts
 from .keys import make_task
-from .task import Decode, Denoise, EncodeFrames, EncodeImage, EncodeText, Slice, SourceImage, Task
+from .task import (
+    ChooseRoll,
+    Decode,
+    Denoise,
+    EncodeFrames,
+    EncodeImage,
+    EncodeText,
+    MeasureSeams,
+    Roll,
+    Slice,
+    SourceImage,
+    Strip,
+    TakeRoll,
+    Task,
+)  # fmt: skip
 
+ROLL_SEED = 1_000_003  # from one try at a chunk to the next
 Numerics = Mapping[str, tuple[tuple[str, Any], ...]]  # stage to what its pools fix: dtype and the like
 
 
@@ -25,17 +42,35 @@ class _Span:
     offset: int  # of `first` in the output
 
 
+@dataclass(frozen=True)
+class _Try:
+    """Which try at a chunk, and the task that measures the join of the one before."""
+
+    roll: int = 0
+    measure: str | None = None
+
+    def wrap(self, request: Any, inputs: tuple[str, ...], shot: FilmShot) -> tuple[Any, tuple[str, ...]]:
+        """The request and inputs of a task of this try."""
+        if self.measure is None:
+            return request, inputs
+        return Roll(request, shot.max_seam), (*inputs, self.measure)
+
+
 class ShotPlanner:
     """The tasks that lead to the frames of shots."""
 
-    def __init__(self, film: Film, checkpoint: Checkpoint, numerics: Numerics) -> None:
-        self.film, self.checkpoint, self.numerics, self.card = film, checkpoint, numerics, checkpoint.card
+    def __init__(self, film: Film, models: Sequence[Checkpoint], numerics: Numerics) -> None:
+        self.film, self.models, self.numerics = film, models, numerics
         self.tasks: dict[str, Task] = {}
         self.sources: dict[str, Task] = {}
         self.shot_tasks: dict[str, list[str]] = {}
         self.streams: dict[str, list[_Span]] = {}  # of each shot, what it goes on from included
         self.frames: dict[str, list[str]] = {}  # decode tasks of each shot
         self.past: dict[str, list[str]] = {}  # and those of the shots that it goes on from
+        self.num_frames: dict[str, int] = {}  # by decode task
+
+    def card_of(self, shot: FilmShot) -> ModelCard:
+        return self.models[shot.model].card
 
     def add(self, task: Task) -> str:
         self.tasks.setdefault(task.key, task)
@@ -62,64 +97,142 @@ class ShotPlanner:
             self._own_streams(shot)
 
     def _one_stream(self, shot: FilmShot) -> None:
-        """All chunks in one long latent: each begins with clean latent frames of the one before, or all go together."""
+        """All chunks in one long latent: each begins with clean latent frames of the one before, or all go together.
+
+        What a chunk adds is decoded by a task of its own.
+        """
         stream = self.streams[shot.id]
+        at = shot.before_frames
+        for end in [span.end for span in stream]:  # what another shot generated and did not show
+            at = self._keep(shot, self._decode_to(shot, stream, at, end), at)
         for k, chunks in enumerate([shot.chunks] if shot.mode == "blend" else [(c,) for c in shot.chunks]):
             if not chunks:
                 continue
             first, known = chunks[0].first_latent, chunks[0].context_latents
             inputs = (stream[-1].key,) if known else self._image(shot)
-            key = self._denoise(shot, k, chunks, context=inputs, context_latents=known or len(inputs))
-            stream.append(_Span(first + known, chunks[-1].first_latent + chunks[-1].num_latents, key, known))
-        self._decode_stream(shot)
+            span = _Span(first + known, chunks[-1].first_latent + chunks[-1].num_latents, "", known)
+            denoise = partial(self._denoise, shot, k, chunks, context=inputs, context_latents=known or len(inputs))
+            if len(chunks) == 1:
 
-    def _decode_stream(self, shot: FilmShot) -> None:
-        """One decode task for each chunk, of the latent frames that it added."""
-        rule, stream = self.card.rule, self.streams[shot.id]
-        at, total = shot.before_frames, shot.before_frames + shot.num_frames
-        near = self.past[shot.id][-1] if self.past[shot.id] else ""
-        ends = sorted({s.end for s in stream} | {c.first_latent + c.num_latents for c in shot.chunks})
-        for end in ends:
-            until = min(rule.num_frames(end), total)
-            if until <= at:
-                continue
-            first = rule.latent_at(at)
-            halo = min(self.card.halo_latents, first)
-            begins = first - halo
-            parts = [s for s in stream if s.end > begins and s.first < end]
-            spans = tuple((s.offset + max(begins - s.first, 0), min(s.end, end) - max(s.first, begins)) for s in parts)
-            request = Decode(spans, halo, begins == 0, at - rule.num_frames(first), until - at)
-            near = self._decode(shot, request, tuple(s.key for s in parts), num_latents=end - first, near=near)
-            at = until
+                def decode(key: str, attempt: _Try, *, span: _Span = span, at: int = at) -> str | None:
+                    return self._decode_to(shot, [*stream, replace(span, key=key)], at, span.end, attempt)
+
+                latents, frames = self._best_of(shot, chunks[0], denoise, decode)
+                stream.append(replace(span, key=latents))
+                at = self._keep(shot, frames, at)
+            else:
+                stream.append(replace(span, key=denoise(_Try())))
+                for chunk in chunks:
+                    at = self._keep(shot, self._decode_to(shot, stream, at, chunk.first_latent + chunk.num_latents), at)
+
+    def _decode_to(
+        self, shot: FilmShot, stream: Sequence[_Span], at: int, end: int, attempt: _Try | None = None
+    ) -> str | None:
+        """Decode a stream from its frame `at` to its latent frame `end`; nothing where there is nothing to show."""
+        rule = self.card_of(shot).rule
+        until = min(rule.num_frames(end), shot.before_frames + shot.num_frames)
+        if until <= at:
+            return None
+        first = rule.latent_at(at)
+        halo = min(self.card_of(shot).halo_latents, first)
+        begins = first - halo
+        parts = [s for s in stream if s.end > begins and s.first < end]
+        spans = tuple((s.offset + max(begins - s.first, 0), min(s.end, end) - max(s.first, begins)) for s in parts)
+        request = Decode(spans, halo, begins == 0, at - rule.num_frames(first), until - at)
+        near = [*self.past[shot.id], *self.frames[shot.id]][-1:]
+        inputs = tuple(s.key for s in parts)
+        return self._decode(shot, request, inputs, num_latents=end - first, near="".join(near), attempt=attempt)
+
+    def _keep(self, shot: FilmShot, frames: str | None, at: int) -> int:
+        """Note decoded frames as the shot's next; the frame of its stream that comes after them."""
+        if frames is None:
+            return at
+        self.frames[shot.id].append(frames)
+        return at + self.num_frames[frames]
 
     def _own_streams(self, shot: FilmShot) -> None:
         """Every chunk is a stream that begins with the end of the one before, encoded anew (or with nothing)."""
-        rule = self.card.rule
-        frames = list(zip(self.past[shot.id], self.lengths(self.past[shot.id]), strict=True))
+        rule = self.card_of(shot).rule
         for k, chunk in enumerate(shot.chunks):
             inputs: tuple[str, ...] = self._image(shot) if not chunk.context_latents else ()
             overlap = rule.num_frames(chunk.context_latents)
             if overlap:
                 needed: list[str] = []
-                have = 0
-                for key, length in reversed(frames):
-                    if have < overlap:
-                        needed, have = [key, *needed], have + length
+                for key in reversed([*self.past[shot.id], *self.frames[shot.id]]):
+                    if sum(self.lengths(needed)) < overlap:
+                        needed = [key, *needed]
                 inputs = (self._encode_vae(EncodeFrames(overlap), tuple(needed), shot),)
             known = chunk.context_latents or len(inputs)
-            denoise = self._denoise(shot, k, (chunk,), context=inputs, context_latents=known)
+            denoise = partial(self._denoise, shot, k, (chunk,), context=inputs, context_latents=known)
             request = Decode(((0, chunk.num_latents),), 0, True, overlap, chunk.kept)
-            decode = self._decode(shot, request, (denoise,), num_latents=chunk.num_latents, near="")
-            frames.append((decode, chunk.kept))
+
+            def decode(key: str, attempt: _Try, *, request: Decode = request, chunk: Chunk = chunk) -> str:
+                return self._decode(shot, request, (key,), num_latents=chunk.num_latents, near="", attempt=attempt)
+
+            _, frames = self._best_of(shot, chunk, denoise, decode)
+            self._keep(shot, frames, 0)
+
+    def _best_of(
+        self, shot: FilmShot, chunk: Chunk, denoise: Callable[[_Try], str],
+        decode: Callable[[str, _Try], str | None],
+    ) -> tuple[str, str | None]:  # fmt: skip
+        """The latents and frames of a chunk; with a quality gate, those of the first of several tries that joins well.
+
+        All tries are planned; each is not needed where the measure of the one before is good, which it is told.
+        """
+        before = [*self.past[shot.id], *self.frames[shot.id]][-1:]
+        latents = [denoise(_Try())]
+        frames = [decode(latents[0], _Try())]
+        if not (shot.max_seam and chunk.context_latents and before and frames[0]):
+            return latents[0], frames[0]
+        measures = [self._measure(shot, chunk, before[0], frames[0], _Try())]
+        for roll in range(1, shot.rerolls + 1):
+            attempt = _Try(roll, measures[-1])
+            latents.append(denoise(attempt))
+            frames.append(decode(latents[-1], attempt))
+            measures.append(self._measure(shot, chunk, before[0], frames[-1] or "", attempt))
+        choice = self._plain_task(ChooseRoll(shot.max_seam), "json", tuple(measures), shot)
+        taken = [self._plain_task(TakeRoll(), e, (choice, *keys), shot)
+                 for e, keys in (("safetensors", latents), ("mkv", [f or "" for f in frames]))]  # fmt: skip
+        self.num_frames[taken[1]] = self.num_frames[frames[0]]
+        return taken[0], taken[1]
+
+    def _measure(self, shot: FilmShot, chunk: Chunk, before: str, frames: str, attempt: _Try) -> str:
+        """Measure the join that a try at a chunk makes."""
+        lengths = self.lengths([before, frames])
+        first = chunk.first_frame - lengths[0]
+        strip = Strip(first, sum(lengths), first, 2, "1/1")
+        _, inner = latent_starts(shot, self.card_of(shot).rule)
+        near = tuple(at for at in inner if first < at < first + sum(lengths))
+        request = MeasureSeams((chunk.first_frame,), (), near, None, strip)
+        return self._plain_task(request, "jsonl", (before, frames), shot, attempt)
+
+    def _plain_task(
+        self, request: Any, extension: str, inputs: tuple[str, ...], shot: FilmShot, attempt: _Try | None = None
+    ) -> str:
+        """A small task that needs no model."""
+        request, inputs = (attempt or _Try()).wrap(request, inputs, shot)
+        task = make_task(
+            "assemble", request, inputs=inputs, extension=extension, label=shot.id, cost=self.picture_cost(4)
+        )  # fmt: skip
+        self.shot_tasks[shot.id].append(task.key)
+        return self.add(task)
+
+    def picture_cost(self, num_frames: int) -> float:
+        """Of work on that many frames, in the units of denoising and decoding."""
+        return 4.5 * num_frames * self.film.width_px * self.film.height_px / self.models[0].card.spatial_factor ** 2
 
     def lengths(self, keys: Iterable[str]) -> list[int]:
-        return [self.tasks[k].request.num_frames for k in keys]  # type: ignore[union-attr]  # all of them are Decode
+        """How many frames decode tasks put out."""
+        return [self.num_frames[k] for k in keys]
 
     def _denoise(
-        self, shot: FilmShot, k: int, chunks: Sequence[Chunk], *, context: tuple[str, ...], context_latents: int
-    ) -> str:
+        self, shot: FilmShot, k: int, chunks: Sequence[Chunk], attempt: _Try, *, context: tuple[str, ...],
+        context_latents: int,
+    ) -> str:  # fmt: skip
         """One task for chunk k of a shot, or for all of its chunks together."""
-        film, card, begins = self.film, self.card, chunks[0].first_latent
+        film, card, begins = self.film, self.card_of(shot), chunks[0].first_latent
+        together = len(chunks) > 1
         guided = shot.guidance > 1  # as in stock diffusers, the high-noise expert's guidance decides
         texts: dict[str, None] = {}  # keys, in order
 
@@ -139,25 +252,33 @@ class ShotPlanner:
         request = Denoise(
             latent_shape=(1, card.latent_channels, length, rows, columns), steps=shot.steps, guidance=shot.guidance,
             guidance_low=shot.guidance_low, boundary_ratio=card.boundary_ratio,
-            per_token_timesteps=card.per_token_timesteps, seed=shot.seed + k, slices=tuple(slices),
-            context_latents=context_latents,
+            per_token_timesteps=card.per_token_timesteps, slices=tuple(slices),
+            seed=shot.seed + k + ROLL_SEED * attempt.roll, context_latents=context_latents,
+            noise=shot.noise if together else "independent",
+            anchor=shot.anchor and together, shift=shot.shift and together,
         )  # fmt: skip
         volume = sum(s.num_latents for s in slices) * rows * columns
         return self._model_task(
             request, "denoise", inputs=(*texts, *context), shot=shot, near=context[0] if context else "",
             label=_label_of(shot, k) if len(chunks) == 1 else shot.id, cost=volume * shot.steps * (1 + guided),
+            attempt=attempt,
         )  # fmt: skip
 
-    def _decode(self, shot: FilmShot, request: Decode, inputs: tuple[str, ...], *, num_latents: int, near: str) -> str:
-        card, film = self.card, self.film
+    def _decode(
+        self, shot: FilmShot, request: Decode, inputs: tuple[str, ...], *, num_latents: int, near: str,
+        attempt: _Try | None,
+    ) -> str:  # fmt: skip
+        card, film = self.card_of(shot), self.film
         volume = num_latents * film.height_px * film.width_px // card.spatial_factor**2
         label = shot.id if len(shot.chunks) < 2 else f"{shot.id} {len(self.frames[shot.id]) + 1}"
-        key = self._model_task(request, "decode", inputs=inputs, label=label, shot=shot, cost=18 * volume, near=near)
-        self.frames[shot.id].append(key)
+        key = self._model_task(
+            request, "decode", inputs=inputs, label=label, shot=shot, cost=18 * volume, near=near, attempt=attempt
+        )  # fmt: skip
+        self.num_frames[key] = request.num_frames
         return key
 
     def _encode_text(self, prompt: str, label: str, shot: FilmShot) -> str:
-        request = EncodeText(prompt=prompt, max_tokens=self.card.max_tokens)
+        request = EncodeText(prompt=prompt, max_tokens=self.card_of(shot).max_tokens)
         return self._model_task(request, "encode", inputs=(), label=label, shot=shot, cost=1000)
 
     def _image(self, shot: FilmShot) -> tuple[str, ...]:
@@ -171,18 +292,21 @@ class ShotPlanner:
 
     def _encode_vae(self, request: EncodeImage | EncodeFrames, inputs: tuple[str, ...], shot: FilmShot) -> str:
         return self._model_task(
-            request, "encode", inputs=inputs, label=shot.id, shot=shot, cost=2000, components=self.card.stages["decode"]
-        )
+            request, "encode", inputs=inputs, label=shot.id, shot=shot, cost=2000,
+            components=self.card_of(shot).stages["decode"],
+        )  # fmt: skip
 
     def _model_task(
         self, request: Any, stage: Any, *, inputs: tuple[str, ...], label: str, shot: FilmShot, cost: float,
-        components: tuple[str, ...] | None = None, near: str = "",
+        components: tuple[str, ...] | None = None, near: str = "", attempt: _Try | None = None,
     ) -> str:  # fmt: skip
-        used = tuple((c, self.checkpoint.fingerprints[c]) for c in components or self.card.stages[stage])
+        model = self.models[shot.model]
+        used = tuple((c, model.fingerprints[c]) for c in components or model.card.stages[stage])
+        request, inputs = (attempt or _Try()).wrap(request, inputs, shot)
         task = make_task(
             stage, request, inputs=inputs, components=used,
             numerics=self.numerics[stage], extension="mkv" if stage == "decode" else "safetensors",
-            model=self.checkpoint.folder, label=label, cost=cost, near=near,
+            model=model.folder, label=label, cost=cost, near=near,
         )  # fmt: skip
         self.shot_tasks[shot.id].append(task.key)
         return self.add(task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -129,12 +129,25 @@ def faults_together(pools: Mapping[str, Pool]) -> list[str]:
     for stage in REQUIRED_STAGES:
         if not any(stage in pool.stages for pool in pools.values()):
             found.append(f"some pool must serve the stage {stage}; none of {', '.join(pools)} does")
-    for stage in REQUIRED_STAGES:
+    for stage in (s for s in STAGES if s != "assemble"):
         serving = {name: numerics_of(pool, stage) for name, pool in pools.items() if stage in pool.stages}
         if len(set(serving.values())) > 1:
             told = "; ".join(f"{name}: {dict(n)}" for name, n in serving.items())
             found.append(f"pools that serve {stage} must have the same numerics, got {told}")
     return found
+
+
+def check_served(pools: Mapping[str, Pool], stages: Iterable[str]) -> None:
+    """Refuse work that no pool takes.
+
+    Raises:
+        InputError: naming what is lacking.
+    """
+    lacking = [stage for stage in dict.fromkeys(stages) if not pools_serving(pools, stage)]
+    if lacking:
+        instead = ", or output.interpolate be none" if lacking == ["interpolate"] else ""
+        message = f"some pool must serve the stage {lacking[0]}{instead}; none of {', '.join(pools)} does"
+        raise InputError(Problem(message, "pools"))
 
 
 def numerics_of(pool: Pool, stage: str) -> tuple[tuple[str, Any], ...]:

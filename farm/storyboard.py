@@ -47,6 +47,18 @@ class Continuity(Strict):
     chunk_frames: Annotated[int, Field(ge=1, le=10_000)] | None = None
     overlap_frames: Annotated[int, Field(ge=0, le=10_000)] | None = None
     context: Literal["latents", "frames", "last_frame", "none"] | None = None
+    color_match: bool | None = None
+    """Take out steps of colour where chunks join (extend); true if not given."""
+    max_seam: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] | None = None
+    """Make a chunk again whose join is worse than this MAD ratio (extend); off if not given."""
+    rerolls: Annotated[int, Field(ge=1, le=8)] | None = None
+    """How often at most, with max_seam; 2 if not given."""
+    noise: Literal["independent", "free"] | None = None
+    """In blend: noise drawn frame by frame, or shuffled from that of the first chunk (FreeNoise)."""
+    anchor: bool | None = None
+    """In blend: every chunk sees the shot's image."""
+    shift: bool | None = None
+    """In blend: the grid of chunks moves from step to step."""
 
 
 class Output(Strict):
@@ -56,6 +68,8 @@ class Output(Strict):
     scale: Annotated[float, Field(gt=0, le=16, allow_inf_nan=False)] = 1.0
     codec: Literal["h264", "h265", "av1", "vp9", "prores"] = "h264"
     crf: Annotated[int, Field(ge=0, le=63)] | None = None
+    interpolate: Literal["rife", "flow", "none"] | None = None
+    """How frames between the model's frames are made for another fps; rife where its weights are, else flow."""
 
 
 class PromptAt(Strict):

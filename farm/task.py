@@ -72,6 +72,9 @@ class Denoise:
     seed: int
     slices: tuple[Slice, ...]
     context_latents: int = 0  # clean latent frames at the start, the last ones of its last input
+    noise: str = "independent"  # or free: further slices get that of the first, shuffled
+    anchor: bool = False  # every slice sees the context's first latent frame, a picture
+    shift: bool = False  # the grid of slices moves from step to step
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,35 @@ class Decode:
 
 
 @dataclass(frozen=True)
-class WriteClip:
-    """Write delivered frames of one shot as a clip; frame j shows model frame floor(j * fps / output_fps).
+class Strip:
+    """Frames of one shot, taken from the frames of `num_inputs` inputs, one after another.
 
-    The inputs' frames, one after another, begin with model frame `source_frame`.
+    Frame j of the strip's rate shows the time of frame j * step of the inputs' rate. Where the shot's colours are
+    matched, its `SolveColour` is one more input after them.
     """
 
-    first_frame: int  # delivered, of the shot
-    num_frames: int  # delivered
-    source_frame: int
-    fps: str  # as a fraction, "8/1"
-    output_fps: str
+    first_frame: int  # of the shot, at the strip's rate
+    num_frames: int
+    source_frame: int  # of the shot, at the inputs' rate: the first of theirs
+    num_inputs: int
+    step: str  # as a fraction, "1/3"
+    chunk_starts: tuple[int, ...] = ()  # at the inputs' rate; empty where colours stay as they are
+
+
+@dataclass(frozen=True)
+class Interpolate:
+    """Make the frames between frames, losslessly coded: by RIFE or optical flow."""
+
+    strip: Strip
+    method: str  # rife | flow
+
+
+@dataclass(frozen=True)
+class WriteClip:
+    """Write a strip as a clip."""
+
+    strip: Strip
+    fps: str  # delivered, as a fraction, "24/1"
     width_px: int
     height_px: int
     codec: str
@@ -109,41 +130,47 @@ class WriteClip:
 
 @dataclass(frozen=True)
 class WriteStills:
-    """Write the same delivered frames as a zip of PNG files 000000.png ..., numbered from the first of them."""
+    """Write the same frames as a zip of PNG files 000000.png ..., numbered from the first of them."""
 
-    first_frame: int
-    num_frames: int
-    source_frame: int
-    fps: str
-    output_fps: str
+    strip: Strip
     width_px: int
     height_px: int
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Delivered frames of one shot: which ones, and with which model frame its inputs' frames begin."""
-
-    first_frame: int
-    source_frame: int
-    num_inputs: int
 
 
 @dataclass(frozen=True)
 class MixFrames:
     """The frames in which one shot becomes the next, losslessly coded, at the delivered size and rate.
 
-    The inputs are those of the shot that leaves, then those of the one that comes.
+    The inputs are those of the shot that leaves, then those of the one that comes; both strips are equally long.
     """
 
     kind: str
-    num_frames: int
     leaves: Strip
     comes: Strip
     fps: str
-    output_fps: str
     width_px: int
     height_px: int
+
+
+@dataclass(frozen=True)
+class MeasureColour:
+    """Measure by how much the colours of a shot step at one join, beyond how they move around it: JSON."""
+
+    join: int  # model frame, the first one after it
+    source_frame: int  # model frame with which the inputs' frames begin
+
+
+@dataclass(frozen=True)
+class SolveColour:
+    """Find by how much to move the colours of each chunk so that its joins do not show: JSON.
+
+    The inputs are the measures of the shot's joins, in order, and before them the solution of the shot that it goes on
+    from, if that has one.
+    """
+
+    joins: tuple[int, ...]  # index of the chunk that comes after each measured join
+    num_chunks: int
+    goes_on: bool
 
 
 @dataclass(frozen=True)
@@ -151,13 +178,37 @@ class MeasureSeams:
     """Measure how visible a shot's joins are and how it begins: JSON lines, one a seam.
 
     All numbers are model frames of the shot: the first one after a join, or after the start of a latent frame inside a
-    chunk. The inputs' frames are those of the shot, preceded by the last `num_before` of the shot before.
+    chunk. The inputs are those of the end of the shot before, if that is looked at, then those of the shot.
     """
 
     joins: tuple[int, ...]
     starts: tuple[tuple[int, str], ...]  # (0, "cut" or "join") where the shot follows another without a transition
     inner: tuple[int, ...]
-    num_before: int
+    before: Strip | None
+    shot: Strip
+
+
+@dataclass(frozen=True)
+class Roll:
+    """One more try at a chunk, with another seed: not needed, and empty, where the one before is good enough.
+
+    Its last input is the measure of the join that the one before makes.
+    """
+
+    request: Denoise | Decode | MeasureSeams
+    max_seam: float
+
+
+@dataclass(frozen=True)
+class ChooseRoll:
+    """Say which try at a chunk is used, from the measures of all: JSON with `roll`."""
+
+    max_seam: float
+
+
+@dataclass(frozen=True)
+class TakeRoll:
+    """What the chosen try made. The inputs are the choice, then the outputs of all tries."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +222,8 @@ class JoinClips:
 
 
 Request = (
-    EncodeText | SourceImage | EncodeImage | EncodeFrames | Denoise | Decode | WriteClip | WriteStills | MixFrames
-    | MeasureSeams | JoinClips
+    EncodeText | SourceImage | EncodeImage | EncodeFrames | Denoise | Decode | Interpolate | WriteClip | WriteStills
+    | MixFrames | MeasureColour | SolveColour | MeasureSeams | JoinClips | Roll | ChooseRoll | TakeRoll
 )  # fmt: skip
 
 

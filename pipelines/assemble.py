@@ -11,7 +11,6 @@ import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from fractions import Fraction
 from functools import singledispatchmethod
 from itertools import chain
 from pathlib import Path
@@ -22,11 +21,23 @@ import numpy as np
 from PIL import Image
 
 from farm.plan_clips import CLIP_EXTENSION
-from farm.task import JoinClips, MeasureSeams, MixFrames, WriteClip, WriteStills
+from farm.task import (
+    ChooseRoll,
+    JoinClips,
+    MeasureColour,
+    MeasureSeams,
+    MixFrames,
+    SolveColour,
+    TakeRoll,
+    WriteClip,
+    WriteStills,
+)  # fmt: skip
 
 from .ffmpeg_commands import join_clips_command, metadata_text, mix_command, write_clip_command
-from .frames import Frame, read_lossless, write_lossless
+from .frames import Frame, write_lossless
+from .rolls import choose
 from .stage import Artifact, Progress, Result, as_bytes, as_path
+from .strips import num_inputs, read_all, read_strip
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the only time that a ZIP can hold and that is never now
 
@@ -38,6 +49,10 @@ class Stage:
         pass
 
     def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result:
+        if isinstance(request, ChooseRoll):
+            return Result(choose(request, [as_bytes(m) for m in inputs]))
+        if isinstance(request, TakeRoll):
+            return Result(as_bytes(inputs[1 + json.loads(as_bytes(inputs[0]))["roll"]]))
         folder = Path(tempfile.mkdtemp(prefix="longtake-"))
         try:
             return Result(self._write(request, inputs, progress, folder))
@@ -47,44 +62,41 @@ class Stage:
 
     @singledispatchmethod
     def _write(self, request: Any, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
-        raise TypeError(f"assemble takes clips, stills, mixes, seams and joins, got {type(request).__name__}")
+        raise TypeError(f"assemble takes clips, stills, mixes, colours, seams and joins, got {type(request).__name__}")
 
     @_write.register
     def _(self, request: WriteClip, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
         target = folder / f"clip.{CLIP_EXTENSION[request.codec]}"
-        frames = retime(read_all(inputs), request)
+        frames = read_strip(request.strip, inputs)
         first = next(frames)
         command = write_clip_command(request, width_px=first.shape[1], height_px=first.shape[0], target=str(target))
-        run_ffmpeg(command, feed=_counted(chain([first], frames), request.num_frames, progress))
+        run_ffmpeg(command, feed=_counted(chain([first], frames), request.strip.num_frames, progress))
         return target
 
     @_write.register
     def _(self, request: WriteStills, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
         target = folder / "stills.zip"
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-            for i, frame in enumerate(retime(read_all(inputs), request)):
-                progress.advance(i, request.num_frames)
+            for i, frame in enumerate(read_strip(request.strip, inputs)):
+                progress.advance(i, request.strip.num_frames)
                 archive.writestr(zipfile.ZipInfo(f"{i:06d}.png", EPOCH), png_of(frame, request))
         return target
 
     @_write.register
     def _(self, request: MixFrames, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
-        target, between = folder / "mixed.mkv", request.leaves.num_inputs
+        target, between = folder / "mixed.mkv", num_inputs(request.leaves)
         size = {"width_px": request.width_px, "height_px": request.height_px}
         sides = []
         for name, strip, mine in (
             ("leaves", request.leaves, inputs[:between]), ("comes", request.comes, inputs[between:])
         ):  # fmt: skip
-            side = WriteStills(
-                strip.first_frame, request.num_frames, strip.source_frame, request.fps, request.output_fps, **size
-            )  # fmt: skip
             sides.append(folder / f"{name}.mkv")
-            sides[-1].write_bytes(write_lossless((enlarge(f, side) for f in retime(read_all(mine), side)), **size))
+            sides[-1].write_bytes(write_lossless((enlarge(f, **size) for f in read_strip(strip, mine)), **size))
         mixed = folder / "mixed.rgb"
         run_ffmpeg(mix_command(request, *map(str, sides), target=str(mixed)), feed=())
         frames = np.memmap(mixed, np.uint8, "r").reshape(-1, request.height_px, request.width_px, 3)
-        if len(frames) != request.num_frames:
-            raise RuntimeError(f"ffmpeg mixed {len(frames)} frames, {request.num_frames} were asked for")
+        if len(frames) != request.comes.num_frames:
+            raise RuntimeError(f"ffmpeg mixed {len(frames)} frames, {request.comes.num_frames} were asked for")
         target.write_bytes(write_lossless(frames, **size))
         for part in (*sides, mixed):
             part.unlink()
@@ -96,9 +108,28 @@ class Stage:
         from .seams import measure_seams
 
         target = folder / "seams.jsonl"
-        target.write_text("".join(json.dumps(seam) + "\n" for seam in measure_seams(request, read_all(inputs))))
+        frames, num_before = read_strip(request.shot, inputs), 0
+        if request.before is not None:
+            between, num_before = num_inputs(request.before), request.before.num_frames
+            frames = chain(read_strip(request.before, inputs[:between]), read_strip(request.shot, inputs[between:]))
+        seams = measure_seams(request, frames, first=request.shot.first_frame - num_before)
+        target.write_text("".join(json.dumps(seam) + "\n" for seam in seams))
         progress.advance(1, 1)
         return target
+
+    @_write.register
+    def _(self, request: MeasureColour, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
+        from .colour import measure_colour
+
+        return _written(folder / "step.json", measure_colour(request, read_all(inputs)), progress)
+
+    @_write.register
+    def _(self, request: SolveColour, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
+        from .colour import solve_colour
+
+        parts = [as_bytes(i) for i in inputs]
+        before = parts.pop(0) if request.goes_on else None
+        return _written(folder / "colour.json", solve_colour(request, parts, before), progress)
 
     @_write.register
     def _(self, request: JoinClips, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
@@ -119,40 +150,26 @@ class Stage:
         return target
 
 
-def read_all(inputs: Iterable[Artifact]) -> Iterator[Frame]:
-    """The frames of several artifacts, one after another; one artifact in memory at a time."""
-    for artifact in inputs:
-        yield from read_lossless(as_bytes(artifact))
+def _written(target: Path, data: bytes, progress: Progress) -> Path:
+    target.write_bytes(data)
+    progress.advance(1, 1)
+    return target
 
 
-def retime(frames: Iterable[Frame], request: WriteClip | WriteStills) -> Iterator[Frame]:
-    """Repeat or drop frames so that delivered frame j shows the model frame in force at time j / output_fps."""
-    step = Fraction(request.fps) / Fraction(request.output_fps)
-    source = iter(frames)
-    current, index = next(source), request.source_frame
-    for j in range(request.first_frame, request.first_frame + request.num_frames):
-        wanted = int(j * step)
-        while index < wanted:
-            following = next(source, None)
-            if following is None:
-                break  # times past the last frame repeat it
-            current, index = following, index + 1
-        yield current
-
-
-def enlarge(frame: Frame, request: WriteStills) -> Frame:
+def enlarge(frame: Frame, *, width_px: int, height_px: int) -> Frame:
     """One frame at the delivered size, by Lanczos."""
-    if frame.shape[:2] == (request.height_px, request.width_px):
+    if frame.shape[:2] == (height_px, width_px):
         return frame
     picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-    enlarged = picture.reformat(request.width_px, request.height_px, interpolation="LANCZOS")
+    enlarged = picture.reformat(width_px, height_px, interpolation="LANCZOS")
     return np.asarray(enlarged.to_ndarray(format="rgb24"), np.uint8)
 
 
 def png_of(frame: Frame, request: WriteStills) -> bytes:
     """One delivered frame as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(enlarge(frame, request)).save(buffer, "PNG", compress_level=6)
+    shown = enlarge(frame, width_px=request.width_px, height_px=request.height_px)
+    Image.fromarray(shown).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from farm.cards import Matrix
 from farm.checkpoint import rgb_matrix_of
 from farm.task import Denoise
 
-from .continuity import blend
+from .continuity import anchored, blend, free_noise, grids_of
 from .families import wan
 from .load import best_device, load_component
 from .stage import Artifact, Progress, Result, as_bytes
@@ -62,6 +63,21 @@ def draw_noise(shape: Sequence[int], *, seed: int, device: str) -> torch.Tensor:
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).to(device)
 
 
+def noise_of(request: Denoise, *, device: str) -> torch.Tensor:
+    """A chunk's or a take's noise."""
+    noise = draw_noise(request.latent_shape, seed=request.seed, device=device)
+    if request.noise != "free" or len(request.slices) < 2:
+        return noise
+    first, second = request.slices[:2]
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    return free_noise(noise, window=first.num_latents, stride=second.first_latent, generator=generator)
+
+
+def step_of(scheduler: Any, t: torch.Tensor) -> int:
+    """Which of the scheduler's steps has this timestep."""
+    return int((scheduler.timesteps == t).nonzero()[0])
+
+
 def preview_png(latents_BCFHW: torch.Tensor, rgb_matrix: Matrix) -> bytes:
     """The middle frame as a small PNG by a linear map from latent channels to RGB; empty where no map is known."""
     from PIL import Image
@@ -101,12 +117,13 @@ class Stage:
             inputs: the embeddings of prompts, which the slices name by their index; with context the `latents` whose
                 last `request.context_latents` frames are the first ones here.
         """
+        scheduler = self.components["scheduler"]
         predicts, context = self.predicts(request, inputs)
-        predict = blend(request.slices, predicts, progress.share)
+        predict = blend(grids_of(request), predicts, step_of=partial(step_of, scheduler), share=progress.share)
         latents_BCFHW = denoise(
-            draw_noise(request.latent_shape, seed=request.seed, device=self.device),
+            noise_of(request, device=self.device),
             steps=request.steps,
-            scheduler=self.components["scheduler"],
+            scheduler=scheduler,
             predict=predict,
             progress=progress,
             rgb_matrix=self.rgb_matrix,
@@ -115,22 +132,28 @@ class Stage:
             latents_BCFHW[:, :, : context.shape[2]] = context
         return Result(save({"latents": latents_BCFHW.cpu().contiguous()}))
 
-    def predicts(self, request: Denoise, inputs: Sequence[Artifact]) -> tuple[list[wan.Predict], torch.Tensor | None]:
-        """The model with its guidance for each slice, and the context's latents."""
+    def predicts(
+        self, request: Denoise, inputs: Sequence[Artifact]
+    ) -> tuple[dict[int, wan.Predict], torch.Tensor | None]:
+        """The model with its guidance for each slice of all grids, by number, and the context's latents."""
         tensors = [load(as_bytes(i)) for i in inputs]
         embeds = [t["embeds"].to(self.device) for t in tensors if "embeds" in t]
-        known, made = request.context_latents, []
+        known, made = request.context_latents, {}
         context = tensors[-1]["latents"][:, :, -known:].to(self.device) if known else None
         if context is not None and context.shape[2] != known:
             raise ValueError(f"the context must have {known} latent frames, got {context.shape[2]}")
-        for s in request.slices:
+        for number, s in ((i, s) for grid in grids_of(request) for i, s in grid.items()):
             negative = None if s.negative is None else embeds[s.negative]
             given = context[:, :, s.first_latent :] if context is not None and s.first_latent < known else None
-            made.append(wan.make_predict(self.components, request, embeds[s.prompt], negative, given))
+            anchor = context[:, :, :1] if request.anchor and given is None and context is not None else None
+            predict = wan.make_predict(
+                self.components, request, embeds[s.prompt], negative, given if anchor is None else anchor
+            )
+            made[number] = predict if anchor is None else anchored(predict, anchor)
         return made, context
 
     @torch.no_grad()
-    def assist(self, predicts: Sequence[wan.Predict], payload: bytes) -> bytes:
+    def assist(self, predicts: Mapping[int, wan.Predict], payload: bytes) -> bytes:
         """Predict some slices for a take that another process owns: latents by index, and `t`, to predictions."""
         parts = {k: v.to(self.device) for k, v in load(payload).items()}
         (t,) = parts.pop("t")

@@ -34,10 +34,10 @@ def encoder_options(codec: str, *, crf: int, gop: int) -> dict[str, Any]:
 
 def write_clip_command(request: WriteClip, *, width_px: int, height_px: int, target: str) -> list[str]:
     """Raw RGB frames of the given size on standard input, already repeated for the output rate, to a clip."""
-    numerator, denominator = (int(n) for n in request.output_fps.split("/"))
+    numerator, denominator = (int(n) for n in request.fps.split("/"))
     pixels = "yuv422p10le" if request.codec == "prores" else "yuv420p"
     source = ffmpeg.input(
-        "pipe:0", format="rawvideo", pix_fmt="rgb24", s=f"{width_px}x{height_px}", framerate=request.output_fps
+        "pipe:0", format="rawvideo", pix_fmt="rgb24", s=f"{width_px}x{height_px}", framerate=request.fps
     )
     scaled = source.filter(
         "scale", request.width_px, request.height_px, flags="lanczos+accurate_rnd+full_chroma_int",
@@ -56,10 +56,10 @@ def mix_command(request: MixFrames, leaves: str, comes: str, *, target: str) -> 
     The first frame is all of the one that leaves, and each further one is 1/n further on.
     """
     fade = "fade" if request.kind == "crossfade" else request.kind
-    seconds = float(request.num_frames / Fraction(request.output_fps))
+    seconds = float(request.comes.num_frames / Fraction(request.fps))
     one, two = (
-        ffmpeg.input(file).filter("setpts", f"N/({request.output_fps})/TB").filter("settb", "1/1000000")
-        .filter("fps", request.output_fps).filter("format", "gbrp") for file in (leaves, comes)
+        ffmpeg.input(file).filter("setpts", f"N/({request.fps})/TB").filter("settb", "1/1000000")
+        .filter("fps", request.fps).filter("format", "gbrp") for file in (leaves, comes)
     )  # fmt: skip
     mixed = ffmpeg.filter([one, two], "xfade", transition=fade, duration=seconds, offset=0).filter("format", "rgb24")
     return _command(mixed.output(target, format="rawvideo", threads=1, flags="+bitexact"))

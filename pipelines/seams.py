@@ -1,8 +1,8 @@
 """How visible joins and cuts are: what happens across them, against what happens inside chunks.
 
 Frames are compared at most 256 px wide. A small causal autoencoder pulses where a latent frame begins, so the measure
-of "inside" is the median over those places, not over all frames. The warping error and its forward-backward check are
-those of Lai et al., "Learning Blind Video Temporal Consistency" (2018).
+of "inside" is the median over those places, not over all frames. The warping error is that of Lai et al., "Learning
+Blind Video Temporal Consistency" (2018).
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from farm.task import MeasureSeams
 
-Frame = NDArray[np.uint8]
+from .flow import compared, consistent, flow_between, warp
+from .frames import Frame
+
 Array = NDArray[Any]
-MAX_WIDTH_PX = 256
 FLOORS = {"mad": 0.25 / 255, "warp": 1e-5}  # below them a ratio would measure rounding
 
 
@@ -48,14 +49,14 @@ class Seam:
     delta_e: float | None
 
 
-def measure_seams(request: MeasureSeams, frames: Iterable[Frame]) -> list[dict[str, Any]]:
+def measure_seams(request: MeasureSeams, frames: Iterable[Frame], *, first: int = 0) -> list[dict[str, Any]]:
     """Measure one shot.
 
     Args:
-        frames: of the shot, preceded by `request.num_before` of the shot before.
+        first: number of the first of the frames; negative where those of the shot before precede them.
     """
     wanted = dict.fromkeys(request.joins, "join") | dict(request.starts)
-    steps = dict(_steps(frames, set(wanted) | set(request.inner), first=-request.num_before))
+    steps = dict(_steps(frames, set(wanted) | set(request.inner), first=first))
     inner = [steps[i] for i in request.inner if i in steps]
     seams = []
     for frame, kind in sorted(wanted.items()):
@@ -76,12 +77,12 @@ def _steps(frames: Iterable[Frame], wanted: set[int], *, first: int) -> Iterator
     before: list[Array] = []  # the last frames, compared size
     flow_at: dict[int, Array] = {}
     for i, frame in enumerate(frames, start=first):
-        now = _compared(frame)
+        now = compared(frame)
         if i in wanted and before:
-            flow = _flow(now, before[-1])
+            flow = flow_between(now, before[-1])
             last = flow_at.get(i - 1)
             if last is None and len(before) > 1:
-                last = _flow(before[-1], before[-2])
+                last = flow_between(before[-1], before[-2])
             jump = float(np.linalg.norm(flow - last, axis=-1).mean()) if last is not None else 0.0
             flow_at = {i: flow}
             a, b = (f.astype(np.float32) / 255 for f in (before[-1], now))
@@ -98,33 +99,10 @@ def _steps(frames: Iterable[Frame], wanted: set[int], *, first: int) -> Iterator
         before = [*before, now][-2:]
 
 
-def _compared(frame: Frame) -> Frame:
-    height, width = frame.shape[:2]
-    if width <= MAX_WIDTH_PX:
-        return frame
-    size = (MAX_WIDTH_PX, max(16, round(height * MAX_WIDTH_PX / width)))
-    return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _flow(of: Frame, to: Frame) -> Array:
-    """Dense optical flow (H, W, 2): pixel p of `of` is at p + flow in `to`. DIS (Kroeger et al. 2016)."""
-    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    gray = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in (of, to)]
-    return np.asarray(dis.calc(gray[0], gray[1], None))  # type: ignore[call-overload]  # None: no initial flow
-
-
 def _warp_error(a: Frame, b: Frame, b_to_a: Array) -> float:
     """Mean squared difference between `b` and `a` brought to `b` along the flow, where flows agree both ways."""
-    height, width = a.shape[:2]
-    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
-    at = (grid + b_to_a).astype(np.float32)
-    warped, back = (
-        cv2.remap(x, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        for x in (a.astype(np.float32) / 255, _flow(a, b))
-    )
-    off = ((b_to_a + back) ** 2).sum(-1)
-    seen = off <= 0.01 * ((b_to_a**2).sum(-1) + (back**2).sum(-1)) + 0.5
-    seen &= (at >= 0).all(-1) & (at[..., 0] <= width - 1) & (at[..., 1] <= height - 1)
+    seen = consistent(b_to_a, flow_between(a, b))
     if not seen.any():
         return 1.0
+    warped = warp(a.astype(np.float32) / 255, b_to_a)
     return float(((b.astype(np.float32) / 255 - warped) ** 2).mean(-1)[seen].mean())

@@ -13,6 +13,7 @@ from farm.plan import Plan, make_plan
 from farm.pools import default_pools, numerics
 from farm.resolve import Resolved, resolve
 from farm.storyboard import parse_storyboard
+from pipelines import rolls
 from pipelines.stage import Progress
 
 Board = dict[str, Any] | str
@@ -27,7 +28,7 @@ def plan_of(board: Board, model: Path, *, stills: bool = False, container: str =
     checkpoint = find_checkpoint(str(model), beside=Path.cwd())
     pools = default_pools(num_cpus=2, num_gpus=0)
     return make_plan(
-        resolve_board(board, checkpoint).film, checkpoint, numerics(pools), container=container, stills=stills
+        resolve_board(board, checkpoint).film, (checkpoint,), numerics(pools), container=container, stills=stills
     )
 
 
@@ -41,5 +42,5 @@ def run_plan(plan: Plan, images: dict[str, Path] | None = None) -> dict[str, byt
             module = importlib.import_module(f"pipelines.{task.stage}")
             names = tuple(name for name, _ in task.components)
             stages[loaded] = module.Stage(task.model, names, **dict(task.numerics))
-        made[key] = stages[loaded].run(task.request, [made[k] for k in task.inputs], Progress()).artifact
+        made[key] = rolls.run(stages[loaded], task.request, [made[k] for k in task.inputs], Progress()).artifact
     return made

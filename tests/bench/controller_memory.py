@@ -51,7 +51,7 @@ def film() -> float:
     store.create()
     shots = [{"id": f"s{i}", "prompt": f"x {i}", "frames": 5} for i in range(12)]
     made = resolve_board({"size": "64x48", "guidance": 1.0, "shots": shots}, checkpoint).film
-    job = Job(job_id_of(made, checkpoint), made, checkpoint, "")
+    job = Job(job_id_of(made, checkpoint), made, (checkpoint,), "")
     write_job(store, job)
     controller = start_controller("memory", store.root, pools_as_json(pools), package="stand_ins")
     name = ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)

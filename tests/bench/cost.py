@@ -70,7 +70,7 @@ def loop(model: str, steps: int) -> dict[str, Any]:
     import torch
     from diffusers import WanPipeline
 
-    from farm.task import JoinClips, WriteClip
+    from farm.task import JoinClips, Strip, WriteClip
     from pipelines.assemble import Stage, run_ffmpeg
     from pipelines.ffmpeg_commands import write_clip_command
     from pipelines.load import own_memory
@@ -82,7 +82,7 @@ def loop(model: str, steps: int) -> dict[str, Any]:
     for module in (pipe.text_encoder, pipe.transformer, pipe.vae):
         own_memory(module)
     pipe.set_progress_bar_config(disable=True)
-    request = WriteClip(0, FRAMES, 0, "8/1", "8/1", *SIZE, "h264", 18)
+    request = WriteClip(Strip(0, FRAMES, 0, 1, "1/1"), "8/1", *SIZE, "h264", 18)
     folder = Path(tempfile.mkdtemp(prefix="loop-"))
 
     def film(wanted: list[dict[str, Any]]) -> None:
@@ -133,7 +133,7 @@ def farm(model: str, steps: int) -> dict[str, Any]:
     def film(wanted: list[dict[str, Any]]) -> dict[str, Any]:
         settings = {"size": f"{SIZE[0]}x{SIZE[1]}", "fps": 8, "steps": steps, "guidance": 5.0, "shots": wanted}
         made = resolve_board(settings, checkpoint).film
-        job = Job(job_id_of(made, checkpoint), made, checkpoint, "")
+        job = Job(job_id_of(made, checkpoint), made, (checkpoint,), "")
         write_job(store, job)
         name = ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
         while (view := ray.get(controller.view.remote(name, wait_s=0.5), timeout=60))["status"] == "active":

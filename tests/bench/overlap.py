@@ -59,9 +59,9 @@ def measure(model: Path, root: Path, replicas: int) -> dict[str, float]:
         for what, num_shots in (("warm-up", 2 * replicas), ("film", NUM_SHOTS)):
             shots = [{"id": f"s{i}", "prompt": f"{what} {i}", "frames": 5, "seed": i} for i in range(num_shots)]
             film = resolve_board({"size": "64x48", "guidance": 1.0, "shots": shots}, checkpoint).film
-            job = Job(job_id_of(film, checkpoint), film, checkpoint, what)
+            job = Job(job_id_of(film, checkpoint), film, (checkpoint,), what)
             write_job(store, job)
-            plan = make_plan(film, checkpoint, numerics(pools), container="mp4", stills=False)
+            plan = make_plan(film, (checkpoint,), numerics(pools), container="mp4", stills=False)
             started = time.monotonic()
             name = ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
             while (view := ray.get(controller.view.remote(name, wait_s=0.5), timeout=60))["status"] == "active":

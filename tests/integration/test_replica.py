@@ -90,7 +90,7 @@ def test_a_film_on_stand_ins_leaves_a_whole_ledger(local_ray: Any, tiny_wan: Pat
     checkpoint = find_checkpoint(str(tiny_wan), beside=Path())
     shots = [{"id": f"s{i}", "prompt": f"x {i}", "frames": 5} for i in range(2)]
     film = resolve_board({"size": "64x48", "guidance": 1.0, "shots": shots}, checkpoint).film
-    job = Job(job_id_of(film, checkpoint), film, checkpoint, "")
+    job = Job(job_id_of(film, checkpoint), film, (checkpoint,), "")
     write_job(store, job)
     controller = start_controller("ledger", store.root, pools_as_json(POOLS), package="stand_ins")
     names = ray.get([controller.submit.remote(job.id, container="mp4", stills=False) for _ in range(2)], timeout=60)

@@ -136,7 +136,27 @@ STORYBOARDS: dict[str, tuple[bytes, int | None, str, tuple[str, ...]]] = {
     "an image for a model of text": (
         GOOD.encode() + b"    image: hill.png\n", 9, "shots[0].image", ("makes video from text only",),
     ),
-    "a last image": (GOOD.encode() + b"    last_image: hill.png\n", 9, "shots[0].last_image", ("not available yet",)),
+    "a last image": (
+        GOOD.encode() + b"    last_image: hill.png\n", 9, "shots[0].last_image", ("cannot end on a picture",),
+    ),
+    "a gate for blend": (
+        GOOD.encode() + b"    continuity: {mode: blend, max_seam: 1.5}\n", 9, "shots[0].continuity.max_seam",
+        ("of extend",),
+    ),
+    "an anchor for a model of text": (
+        GOOD.encode() + b"    continuity: {mode: blend, anchor: true}\n", 9, "shots[0].continuity.anchor",
+        ("takes no clean latent frames",),
+    ),
+    "tries without a gate": (
+        GOOD.encode() + b"    continuity: {mode: extend, rerolls: 3}\n", 9, "shots[0].continuity.rerolls",
+        ("beside max_seam",),
+    ),
+    "an unknown way between frames": (
+        plus("output: {fps: 24, interpolate: riff}"), 1, "output.interpolate", ("did you mean rife?",),
+    ),
+    "a model of its own that is not there": (
+        GOOD.encode() + b"    model: ./nowhere\n", 9, "shots[0].model", ("./nowhere",),
+    ),
     "a key without a value": (swap("prompt: a red ball", "prompt:"), 7, "shots[0].prompt", ("has no value",)),
     "null": (swap("frames: 9", "frames: null"), 8, "shots[0].frames", ("has no value",)),
     "minutes and seconds": (swap("frames: 9", "seconds: 1:30"), 8, "shots[0].seconds", ("a number, got '1:30'",)),
@@ -453,6 +473,18 @@ def test_bad_pools_are_refused(name: str, tiny_wan: Path, tmp_path: Path, capsys
     assert answer["errors"][0]["file"] == str(pools)
     assert answer["errors"][0]["line"]
     assert not (tmp_path / "store").exists()
+
+
+def test_frames_between_frames_need_a_pool(tiny_wan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    board, pools = tmp_path / "film.yaml", tmp_path / "pools.yaml"
+    pools.write_text("pools: {a: {stages: [encode, denoise, decode]}}")
+    argv = ["plan", str(board), "--model", str(tiny_wan), "--store", str(tmp_path / "s"), "--pools", str(pools)]
+    board.write_text(GOOD + "output: {fps: 24, interpolate: flow}\n")
+    code, answer, told = run(capsys, *argv)
+    assert (code, answer["errors"][0]["key"]) == (2, "pools")
+    assert "must serve the stage interpolate, or output.interpolate be none" in told
+    board.write_text(GOOD + "output: {fps: 24, interpolate: none}\n")
+    assert run(capsys, *argv)[0] == 0
 
 
 def test_a_folder_with_other_files_is_no_store(

@@ -25,7 +25,7 @@ def test_plan_tells_what_is_generated_and_kept(
     shown = capsys.readouterr().out
     row = next(line for line in shown.splitlines() if line.startswith("a "))
     assert row.split()[:5] == ["a", "1", "81", "80", "160"]
-    assert "needs encode, denoise, decode, assemble" in row
+    assert "needs encode, denoise, decode, interpolate, assemble" in row
     assert not (tmp_path / "s").exists()
 
 

@@ -160,17 +160,17 @@ def test_a_picture_that_was_turned_counts_as_it_is_seen(tmp_path: Path, monkeypa
 def test_a_draft_is_delivered_with_even_sides() -> None:
     board = {"size": "160x80", "output": {"scale": 1.1}, "shots": [SHOT | {"prompt": "a red ball"}]}
     builtin = find_checkpoint("builtin", beside=Path())
-    draft = as_draft(resolve_board(board, builtin).film, builtin.card)
+    draft = as_draft(resolve_board(board, builtin).film, (builtin,))
     assert (draft.width_px, draft.height_px) == (80, 80)
     assert draft.delivered_px == (88, 88)
 
 
 def test_a_draft_is_another_film_of_the_same_length() -> None:
-    film, card = takes(), find_checkpoint("builtin", beside=Path()).card
-    draft = as_draft(film, card)
+    film, models = takes(), (find_checkpoint("builtin", beside=Path()),)
+    draft = as_draft(film, models)
     assert (draft.width_px, draft.height_px, draft.shots[0].steps) == (48, 32, 5)
     assert draft.num_delivered == film.num_delivered
-    small = as_draft(as_draft(draft, card), card)
+    small = as_draft(as_draft(draft, models), models)
     assert (small.width_px, small.height_px, small.shots[0].steps) == (16, 16, 1)
 
 

@@ -88,7 +88,7 @@ def test_numerics_are_part_of_the_key(tiny_wan: Path) -> None:
     checkpoint = find_checkpoint(str(tiny_wan), beside=Path())
     film = resolve_board(BASE, checkpoint).film
     plans = [
-        make_plan(film, checkpoint, numerics(default_pools(num_cpus=2, num_gpus=g)), container="mp4", stills=False)
+        make_plan(film, (checkpoint,), numerics(default_pools(num_cpus=2, num_gpus=g)), container="mp4", stills=False)
         for g in (0, 1, 8)
     ]
     assert not keys(plans[0], "denoise") & keys(plans[1], "denoise")  # float32 and bfloat16

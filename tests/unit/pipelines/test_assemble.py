@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from farm.chunks import num_delivered
 from farm.errors import TaskCanceled
-from farm.task import JoinClips, WriteClip, WriteStills
-from pipelines.assemble import Stage, retime, run_ffmpeg
+from farm.task import JoinClips, Strip, WriteClip
+from pipelines.assemble import Stage, run_ffmpeg
 from pipelines.ffmpeg_commands import join_clips_command, metadata_text, write_clip_command
 from pipelines.frames import write_lossless
 from pipelines.stage import Progress
+from pipelines.strips import retime
 
 CODECS = {"h264": ("mp4", 18), "h265": ("mp4", 20), "av1": ("mp4", 24), "vp9": ("webm", 24), "prores": ("mov", 0)}
 
@@ -30,7 +31,9 @@ def moving_square(num_frames: int = 9) -> bytes:
 
 
 def clip_request(codec: str, *, num_frames: int = 27, output_fps: str = "24/1") -> WriteClip:
-    return WriteClip(0, num_frames, 0, "8/1", output_fps, 128, 96, codec, CODECS[codec][1])
+    step = Fraction(8) / Fraction(output_fps)
+    strip = Strip(0, num_frames, 0, 1, f"{step.numerator}/{step.denominator}")
+    return WriteClip(strip, output_fps, 128, 96, codec, CODECS[codec][1])
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -67,9 +70,9 @@ def test_a_fraction_of_a_frame_rate_is_kept() -> None:
 )
 def test_delivered_frames_show_the_frame_in_force(num_frames: int, fps: str, output: str) -> None:
     delivered = num_delivered(num_frames, fps=float(fps), output_fps=float(output))
-    request = WriteStills(0, delivered, 0, f"{fps}/1", f"{output}/1", 4, 4)
+    strip = Strip(0, delivered, 0, 1, str(Fraction(fps) / Fraction(output)))
     pictures = [np.full((1, 1, 3), i, np.uint8) for i in range(num_frames)]
-    shown = [int(p[0, 0, 0]) for p in retime(pictures, request)]
+    shown = [int(p[0, 0, 0]) for p in retime(pictures, strip)]
     assert shown == [min(num_frames - 1, int(j * Fraction(fps) / Fraction(output))) for j in range(delivered)]
 
 

@@ -23,6 +23,8 @@ from tiny_checkpoints import make_wan
 
 from farm.checkpoint import Checkpoint, find_checkpoint
 from farm.chunks import FrameRule, cut_into_chunks
+from farm.errors import InputError
+from farm.film import job_id_of
 from farm.plan import Plan, make_plan
 from farm.pools import default_pools, numerics
 from farm.resolve import resolve
@@ -52,7 +54,7 @@ def plan_of(able: Checkpoint, folder: Path, *, stills: bool = False, **board: An
     text = yaml.safe_dump(BOARD | board)
     film = resolve(parse_storyboard(text.encode(), file=str(folder / "b.yaml")), able).film
     pools = default_pools(num_cpus=2, num_gpus=0)
-    return make_plan(film, able, numerics(pools), container="mp4", stills=stills)
+    return make_plan(film, (able,), numerics(pools), container="mp4", stills=stills)
 
 
 def frames_of(made: dict[str, Any], keys: tuple[str, ...]) -> np.ndarray:
@@ -190,8 +192,104 @@ def test_weights_of_slices_add_up_to_one(longest: int, overlap: int, num_frames:
 
 def test_a_constant_prediction_is_blended_to_itself() -> None:
     slices = [Slice(0, 5, 0, None), Slice(3, 5, 0, None), Slice(5, 5, 0, None)]
-    whole = continuity.blend(slices, [lambda x, t: torch.full_like(x, 3.0)] * 3)
+    grid = dict(enumerate(slices))
+    whole = continuity.blend([grid], dict.fromkeys(grid, lambda x, t: torch.full_like(x, 3.0)), step_of=lambda t: 0)
     assert torch.allclose(whole(torch.zeros(1, 2, 10, 2, 2), torch.tensor(1.0)), torch.full((1, 2, 10, 2, 2), 3.0))
+
+
+@given(num_frames=st.integers(30, 300), longest=st.integers(3, 9), overlap=st.integers(1, 4), step=st.integers(0, 9))
+def test_shifted_grids_cover_every_frame(num_frames: int, longest: int, overlap: int, step: int) -> None:
+    assume(overlap < longest)
+    rule = FrameRule(4, 1)
+    chunks = cut_into_chunks(
+        num_frames=num_frames, chunk_frames=rule.num_frames(longest), overlap_frames=rule.num_frames(overlap),
+        rule=rule, context="latents",
+    )  # fmt: skip
+    slices = tuple(Slice(c.first_latent, c.num_latents, 2 * i, 2 * i + 1) for i, c in enumerate(chunks))
+    total = slices[-1].first_latent + slices[-1].num_latents
+    request = Denoise((1, 16, total, 2, 2), 9, 1.0, 1.0, None, True, 0, slices, shift=True)
+    grids = continuity.grids_of(request)
+    assert list(grids[0].values()) == list(slices)
+    assert sorted(i for grid in grids for i in grid) == list(range(sum(map(len, grids))))
+    grid = list(grids[step % len(grids)].values())
+    covered = {f for s in grid for f in range(s.first_latent, s.first_latent + s.num_latents)}
+    assert covered == set(range(total))
+    assert all(s.num_latents == longest for s in grid)
+    assert all((s.first_latent == 0) == (s.prompt == 0) for s in grid)  # only the first is told that the stream begins
+    assert all((w > 0).all() for w in continuity.blend_weights(grid))
+
+
+def test_free_noise_is_the_first_windows_shuffled() -> None:
+    noise = torch.randn(1, 2, 14, 2, 2)
+    made = continuity.free_noise(noise, window=5, stride=3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(made[:, :, :5], noise[:, :, :5])
+    for at in range(5, 14, 3):
+        block, source = made[:, :, at : at + 3], made[:, :, at - 5 : at - 2]
+        matches = [[bool(torch.equal(block[:, :, i], source[:, :, j])) for j in range(3)] for i in range(3)]
+        assert [sum(row) for row in matches] == [1, 1, 1]
+        assert [sum(column) for column in zip(*matches, strict=True)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("option", [{"noise": "free"}, {"shift": True}, {"anchor": True}])
+def test_an_option_of_blend_changes_the_take_and_not_its_length(
+    option: dict[str, Any], able: Checkpoint, tmp_path: Path
+) -> None:
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (64, 48), (200, 30, 40)).save(picture)
+
+    def latents(**more: Any) -> torch.Tensor:
+        mode = {"mode": "blend", "chunk_frames": 17, "overlap_frames": 5, **more}
+        shots = [{"id": "a", "prompt": "a red ball", "frames": 29, "image": "picture.png", "continuity": mode}]
+        plan = plan_of(able, tmp_path, shots=shots)
+        made = run_plan(plan, dict.fromkeys(plan.sources, picture))
+        (task,) = (t for t in plan.tasks.values() if isinstance(t.request, Denoise))
+        assert len(frames_of(made, plan.shots[0].frames)) == 29
+        return load(as_bytes(made[task.key]))["latents"]
+
+    plain, changed = latents(), latents(**option)
+    assert changed.shape == plain.shape
+    assert torch.isfinite(changed).all()
+    assert torch.equal(changed[:, :, 0], plain[:, :, 0])  # the picture
+    assert not torch.equal(changed[:, :, 3:], plain[:, :, 3:])
+
+
+def test_an_anchor_is_seen_by_slices_that_have_no_context() -> None:
+    seen = []
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return x + 1
+
+    anchor, latents = torch.full((1, 2, 1, 2, 2), 7.0), torch.zeros(1, 2, 3, 2, 2)
+    made = continuity.anchored(predict, anchor)(latents, torch.tensor(1.0))
+    assert torch.equal(made, latents + 1)
+    assert torch.equal(seen[0], torch.cat([anchor, latents], 2))
+
+
+def test_a_shot_may_have_a_model_of_its_own(able: Checkpoint, tmp_path: Path) -> None:
+    other = find_checkpoint("builtin", beside=Path())
+    shots = [
+        {"id": "a", "prompt": "a red ball", "frames": 9, "steps": 2},
+        {"id": "b", "prompt": "a red ball", "frames": 9, "steps": 2, "model": "other"},
+        {"id": "c", "prompt": "a red ball", "frames": 9, "continue_from": "b"},
+    ]
+    board = {"size": "64x48", "guidance": 1.0, "shots": shots}
+    draft = parse_storyboard(yaml.safe_dump(board).encode(), file=str(tmp_path / "board.yaml"))
+    with pytest.raises(InputError, match="of the same model"):
+        resolve(draft, able, others={"other": other})
+    board["shots"] = shots[:2]
+    draft = parse_storyboard(yaml.safe_dump(board).encode(), file=str(tmp_path / "board.yaml"))
+    resolved = resolve(draft, able, others={"other": other})
+    assert [s.model for s in resolved.film.shots] == [0, 1]
+    pools = numerics(default_pools(num_cpus=2, num_gpus=0))
+    plan = make_plan(resolved.film, resolved.models, pools, container="mp4", stills=False)
+    of_b = [plan.tasks[k] for k in plan.shots[1].tasks if plan.tasks[k].stage in ("encode", "denoise", "decode")]
+    assert {t.model for t in of_b} == {other.folder}
+    assert {v for t in of_b for _, v in t.components} <= set(other.fingerprints.values())
+    run_plan(plan)
+    same = resolve(draft, able, others={"other": able})
+    assert [s.model for s in same.film.shots] == [0, 0]
+    assert job_id_of(resolved.film, *resolved.models) != job_id_of(same.film, *same.models)
 
 
 def test_a_blended_take_is_one_task_that_predicts_slice_by_slice(able: Checkpoint, tmp_path: Path) -> None:
@@ -347,7 +445,7 @@ def test_a_transition_takes_exactly_its_frames_from_both_shots(kind: str, able: 
         {"id": "b", "prompt": "a cube", "frames": 9, "transition": {"kind": kind, "seconds": 0.5}},
         {"id": "c", "prompt": "a cube", "frames": 5, "seed": 9},
     ]
-    plan = plan_of(able, tmp_path, shots=shots, stills=True, output={"fps": 16})
+    plan = plan_of(able, tmp_path, shots=shots, stills=True, output={"fps": 16, "interpolate": "none"})
     made = run_plan(plan)
     assert len(film_frames(made[plan.film])) == 18 + 18 + 10 - 8
     for shot, length in zip(plan.shots, (18, 18, 10), strict=True):

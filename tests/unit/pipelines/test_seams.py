@@ -9,14 +9,14 @@ import pytest
 from in_process import run_plan
 
 from farm.chunks import FrameRule, cut_into_chunks
-from farm.film import FilmShot
-from farm.plan_clips import latent_starts
-from farm.task import MeasureSeams
+from farm.film import FilmShot, latent_starts
+from farm.task import MeasureSeams, Strip
 from pipelines.builtin import world
 from pipelines.seams import measure_seams
 from pipelines.stage import as_bytes
 
 INNER = (5, 9, 13, 21, 25)
+SHOT = Strip(0, 29, 0, 1, "1/1")
 
 
 def going_on(num_frames: int = 29, *, seed: int = 4, first_frame: int = 0) -> np.ndarray:
@@ -25,7 +25,7 @@ def going_on(num_frames: int = 29, *, seed: int = 4, first_frame: int = 0) -> np
 
 
 def seam_of(video: np.ndarray) -> dict[str, float]:
-    (seam,) = measure_seams(MeasureSeams((17,), (), INNER, 0), video)
+    (seam,) = measure_seams(MeasureSeams((17,), (), INNER, None, SHOT), video)
     assert (seam.pop("frame"), seam.pop("kind")) == (17, "join")
     return seam
 
@@ -55,7 +55,7 @@ def test_a_jump_is_seen_in_difference_and_flow() -> None:
 
 def test_a_cut_is_measured_against_the_shot_it_opens() -> None:
     video = np.concatenate([going_on(9, seed=8), going_on()])
-    cut, join = measure_seams(MeasureSeams((17,), ((0, "cut"),), INNER, 9), video)
+    cut, join = measure_seams(MeasureSeams((17,), ((0, "cut"),), INNER, None, SHOT), video, first=-9)
     assert (cut["frame"], cut["kind"]) == (0, "cut")
     assert cut["mad_ratio"] > 3 * join["mad_ratio"]
 
@@ -65,8 +65,9 @@ def test_latent_frames_begin_where_the_decoder_begins_them(context: str, overlap
     rule = FrameRule(4, 1)
     chunks = cut_into_chunks(num_frames=45, chunk_frames=17, overlap_frames=overlap, rule=rule, context=context)
     shot = FilmShot(
-        "a", ((0, "x"),), "", 45, 0, tuple(chunks), None, None, None, 0, 1, 1.0, 1.0, 45, "extend", 17, overlap, context
-    )
+        "a", 0, ((0, "x"),), "", 45, 0, tuple(chunks), None, None, None, 0, 1, 1.0, 1.0, 45, "extend", 17, overlap,
+        context, True, 0.0, 0, "independent", False, False,
+    )  # fmt: skip
     joins, inner = latent_starts(shot, rule)
     assert joins == tuple(c.first_frame for c in chunks[1:])
     expected = {
@@ -92,7 +93,7 @@ def test_a_plan_measures_joins_and_cuts_and_not_transitions(tmp_path: Path) -> N
     builtin = find_checkpoint("builtin", beside=Path())
     board = {"size": "64x48", "steps": 1, "guidance": 1.0, "shots": shots}
     numbers = numerics(default_pools(num_cpus=2, num_gpus=0))
-    plan = make_plan(resolve_board(board, builtin).film, builtin, numbers, container="mp4", stills=False)
+    plan = make_plan(resolve_board(board, builtin).film, (builtin,), numbers, container="mp4", stills=False)
     asked = {s.id: plan.tasks[s.seams].request if s.seams else None for s in plan.shots}
     assert asked["c"] is None
     for shot, joins, starts in (("a", (17, 29), ()), ("b", (), ((0, "cut"),)), ("d", (12,), ((0, "join"),))):

@@ -1,0 +1,25 @@
+"""How frames between frames are made, and where RIFE's weights lie: the set-up puts them beside the installed packages.
+
+RIFE: Huang et al., "Real-Time Intermediate Flow Estimation for Video Frame Interpolation" (2022), model 4.6.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+METHODS = ("rife", "flow", "none")
+RIFE_SOURCE_SHA256 = "67efcd38673f5eb8f76887d4d216e2b71000606907960a5da278cd0efceafb77"  # of rife.pkl, as published
+RIFE_COMPONENT = ("rife-4.6", RIFE_SOURCE_SHA256[:32])
+
+
+def rife_weights() -> Path:
+    """The converted weights; LONGTAKE_RIFE names another place."""
+    default = Path(sys.prefix) / "share" / "longtake" / "rife-4.6.safetensors"
+    return Path(os.environ.get("LONGTAKE_RIFE") or default)
+
+
+def default_method() -> str:
+    """RIFE where its weights are, else optical flow."""
+    return "rife" if rife_weights().is_file() else "flow"
