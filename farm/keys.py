@@ -61,5 +61,7 @@ def make_task(
     cost: float = 0.0,
     near: str = "",
 ) -> Task:
+    if extension == "json":
+        raise ValueError("an artifact must not end in .json, which its record does")
     key = hash_json(parts_of(stage, request, inputs, components, numerics))
     return Task(key, stage, request, inputs, components, numerics, extension, model, label, cost, near)

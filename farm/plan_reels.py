@@ -132,7 +132,7 @@ class ReelPlanner:
 
     def _add(self, shot: FilmShot, request: Any, inputs: tuple[str, ...], *, num_frames: int) -> str:
         task = make_task(
-            "assemble", request, inputs=inputs, extension="json", label=shot.id,
+            "assemble", request, inputs=inputs, extension="jsonl", label=shot.id,
             cost=self.planner.picture_cost(num_frames),
         )  # fmt: skip
         self.tasks[shot.id].append(task.key)

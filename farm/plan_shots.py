@@ -191,7 +191,7 @@ class ShotPlanner:
             latents.append(denoise(attempt))
             frames.append(decode(latents[-1], attempt))
             measures.append(self._measure(shot, chunk, before[0], frames[-1] or "", attempt))
-        choice = self._plain_task(ChooseRoll(shot.max_seam), "json", tuple(measures), shot)
+        choice = self._plain_task(ChooseRoll(shot.max_seam), "jsonl", tuple(measures), shot)
         taken = [self._plain_task(TakeRoll(), e, (choice, *keys), shot)
                  for e, keys in (("safetensors", latents), ("mkv", [f or "" for f in frames]))]  # fmt: skip
         self.num_frames[taken[1]] = self.num_frames[frames[0]]
