@@ -34,6 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 bench: install  # make bench NAME=overlap
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	PYTHONPATH=tests $(BIN)/python tests/bench/$(NAME).py
 
 pictures: install  # the README's

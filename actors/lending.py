@@ -43,21 +43,23 @@ class Helpers:
         """
         from safetensors.torch import load, save
 
-        helpers = {name: handle for name, handle in self.handles.items() if name not in self.lost}
-        numbers = list(parts)
-        mine, *theirs = ([numbers[i] for i in share] for share in share_out(len(numbers), 1 + len(helpers)))
-        asked = []
-        for (name, handle), indices in zip(helpers.items(), theirs, strict=True):
-            payload = save({"t": t.reshape(1), **{str(i): parts[i].contiguous() for i in indices}}) if indices else b""
-            asked.append((name, indices, handle.assist.remote(self.key, payload) if indices else None))
-        done = {i: own(i) for i in mine}
-        for name, indices, answer in asked:
+        left, done, asked = list(parts), {}, {}
+        while left:
+            new = {n: h for n, h in self.handles.items() if n not in self.lost and n not in asked}
+            left, *theirs = ([left[i] for i in share] for share in share_out(len(left), 1 + len(new)))
+            for (name, handle), numbers in zip(new.items(), theirs, strict=True):
+                payload = save({"t": t.reshape(1), **{str(i): parts[i].contiguous() for i in numbers}})
+                asked[name] = (numbers, handle.assist.remote(self.key, payload) if numbers else None)
+            if left:  # whoever is lent meanwhile takes a part of what is left then
+                mine = left.pop(0)
+                done[mine] = own(mine)
+        for name, (numbers, answer) in asked.items():
             told = self._wait_for(name, answer) if answer is not None else None
             if told is not None:
                 done |= {int(i): value.to(t.device) for i, value in load(told).items()}
-                self.num_given += len(indices)
+                self.num_given += len(numbers)
             else:
-                done |= {i: own(i) for i in indices}
+                done |= {i: own(i) for i in numbers}
         return done
 
     def _wait_for(self, name: str, answer: Any) -> bytes | None:

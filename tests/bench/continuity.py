@@ -2,7 +2,8 @@
 
 Takes of the built-in model in `extend` (its three contexts), in `blend`, and with context `none` as the baseline, from
 the same prompts and seeds, through the stages in this process. Joins against what happens inside chunks, what the
-examiner sees in the first and the last five seconds, and how far the sky's mean colour moves.
+examiner sees in the first and the last five seconds, how far the sky's mean colour moves, and whether independent cut
+detectors find a cut. They are asked about the sample film too, in which there are some.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import torch
+from cut_detectors import scdet_cuts, transnet_cuts
 from in_process import plan_of, run_plan
 from measure import save
 
+from farm.task import JoinClips
 from pipelines.builtin import examiner, world
 from pipelines.frames import read_lossless
 from pipelines.stage import as_bytes
 
 SECONDS, TAKES = int(os.environ.get("TAKE_SECONDS", "60")), int(os.environ.get("TAKES", "3"))
+ROOT = Path(__file__).parents[2]
 WINDOW, ENDS_S, SKY_ROWS = 17, 5, 6
 WAYS: dict[str, dict[str, Any]] = {
     "extend, latents": {"mode": "extend", "context": "latents"},
@@ -42,6 +47,7 @@ def main() -> None:
         taken = [one_take(scene.caption, continuity, seed=100 * i) for i, scene in enumerate(scenes)]
         figures[name] = summed_up(taken)
         print(name, json.dumps(figures[name]), flush=True)
+    figures["sample film"] = sample_film()
     save("continuity", figures)
 
 
@@ -55,7 +61,7 @@ def one_take(prompt: str, continuity: dict[str, Any], *, seed: int) -> dict[str,
     ends = {"first": video[: ENDS_S * world.FPS], "last": video[-ENDS_S * world.FPS :]}
     sky = [_lab(f[:SKY_ROWS]) for f in (video[:8].mean(0), video[-8:].mean(0))]
     return {
-        "seams": seams, "sky_moves": float(np.linalg.norm(sky[1] - sky[0])),
+        "seams": seams, "cuts": (transnet_cuts(video), scdet_cuts(video, fps=world.FPS)), "sky_moves": float(np.linalg.norm(sky[1] - sky[0])),
         **{name: seen(part, prompt) for name, part in ends.items()},
     }  # fmt: skip
 
@@ -75,7 +81,22 @@ def summed_up(takes: list[dict[str, Any]]) -> dict[str, Any]:
         told[key] = {"median": round(float(np.median(values)), 3), "max": round(max(values), 3)} if values else None
     for end in ("first", "last"):
         told[end] = {k: round(float(np.mean([t[end][k] for t in takes])), 3) for k in takes[0][end]}
+    told |= {name: sum(len(t["cuts"][i]) for t in takes) for i, name in enumerate(("transnet_cuts", "scdet_cuts"))}
     return told | {"sky_moves": round(max(t["sky_moves"] for t in takes), 2)}
+
+
+def sample_film() -> dict[str, Any]:
+    """Where its shots have changed (the ends of transitions), and where the detectors see changes: seconds."""
+    plan = plan_of((ROOT / "examples" / "demo.yaml").read_text(), Path("builtin"))
+    made = run_plan(plan)
+    with av.open(str(made[plan.film])) as film:
+        fps = float(film.streams.video[0].average_rate or 0)
+        video = np.stack([f.to_ndarray(format="rgb24") for f in film.decode(video=0)])
+    join = plan.tasks[plan.film].request
+    assert isinstance(join, JoinClips)
+    changes = np.cumsum([length for _, length in join.chapters])[:-1]
+    found = {"changes": changes, "transnet": transnet_cuts(video), "scdet": scdet_cuts(video, fps=fps)}
+    return {name: [round(float(i) / fps, 2) for i in frames] for name, frames in found.items()}
 
 
 def _lab(pixels: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from pipelines.stage import Artifact, Progress, Result
 
 SECONDS = {"encode": 0.2, "denoise": 2.0, "decode": 0.5, "assemble": 0.3}
 STEPS = 10
+CALL_S = 0.2  # of one slice of a blended take, at one step
 SEAM = b'{"frame": 0, "kind": "cut", "mad_ratio": 1.0, "warp_ratio": 1.0, "flow_jump": 0.0, "delta_e": 0.0}\n'
 NUM_BYTES = int(os.environ.get("STAND_IN_BYTES", "1000"))  # of each output
 
