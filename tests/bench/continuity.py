@@ -61,7 +61,8 @@ def one_take(prompt: str, continuity: dict[str, Any], *, seed: int) -> dict[str,
     ends = {"first": video[: ENDS_S * world.FPS], "last": video[-ENDS_S * world.FPS :]}
     sky = [_lab(f[:SKY_ROWS]) for f in (video[:8].mean(0), video[-8:].mean(0))]
     return {
-        "seams": seams, "cuts": (transnet_cuts(video), scdet_cuts(video, fps=world.FPS)), "sky_moves": float(np.linalg.norm(sky[1] - sky[0])),
+        "seams": seams, "cuts": (transnet_cuts(video), scdet_cuts(video, fps=world.FPS)),
+        "sky_moves": float(np.linalg.norm(sky[1] - sky[0])),
         **{name: seen(part, prompt) for name, part in ends.items()},
     }  # fmt: skip
 

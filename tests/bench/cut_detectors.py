@@ -35,7 +35,8 @@ def scdet_cuts(video: np.ndarray, *, fps: float) -> list[int]:
     height, width = video.shape[1:3]
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostats", "-f", "rawvideo", "-pix_fmt", "rgb24",
-        "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "pipe:0", "-vf", f"scdet=t={SCDET_THRESHOLD}", "-f", "null", "-",
+        "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "pipe:0", "-vf", f"scdet=t={SCDET_THRESHOLD}",
+        "-f", "null", "-",
     ]  # fmt: skip
     done = subprocess.run(command, input=video.tobytes(), capture_output=True, timeout=600, check=True)
     times = re.findall(r"lavfi\.scd\.time: ([0-9.]+)", done.stderr.decode())
