@@ -204,7 +204,7 @@ class Replica:
             result = rolls.run(stage, task.request, _Inputs(self._input, inputs), self.progress)
             self.unsaved[task.key] = (task, result.artifact, {**result.info, "made_with": made_with()})
             value = ray.put(result.artifact) if isinstance(result.artifact, bytes) else None
-            info = {"first_step_at": self.progress.first_step_at, "slices_given": self.helpers.num_given}
+            info = {"first_step_at": self.progress.first_step_at, "slices_given": self.helpers.num_given, **result.info}
             return self._ran("succeeded", started_at, load_s, value=value, info=info)
         except TaskCanceled as e:
             return self._ran("canceled", started_at, load_s, reason=str(e))

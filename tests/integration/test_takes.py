@@ -129,3 +129,27 @@ def test_a_replica_that_is_killed_in_a_take_costs_no_bits(tmp_path: Path) -> Non
     assert done.code == 0, done.told
     assert done.answer["tasks"]["run"] == whole.answer["tasks"]["run"]
     assert frames_of(tmp_path / "a") == frames_of(tmp_path / "b")
+
+
+def test_tries_that_are_not_needed_count_as_reused_and_a_shot_has_its_own_model(tiny_wan: Path, tmp_path: Path) -> None:
+    board, store = tmp_path / "film.yaml", tmp_path / "store"
+    board.write_text(f"""\
+size: 64x48
+fps: 8
+steps: 2
+output: {{fps: 20, interpolate: flow}}
+shots:
+  - {{id: one, prompt: a red ball rolls, frames: 25, continuity: {{max_seam: 100, rerolls: 2}}}}
+  - {{id: two, prompt: a blue cube, frames: 9, model: {tiny_wan}}}
+""")
+    done = farm("render", board, "--store", store, "--out", tmp_path / "a", "--json")
+    assert done.code == 0, done.told
+    tasks = done.answer["tasks"]
+    assert tasks["run"] + tasks["reused"] == tasks["total"]
+    assert tasks["reused"] == 2 * 3 + 1  # two more tries at the second chunk; latents that no chunk goes on from
+    assert "interpolate" in done.answer["stage_s"]
+    assert len(frames_of(tmp_path / "a")) == done.answer["frames"] == 63 + 23
+    again = farm("render", board, "--store", store, "--out", tmp_path / "b", "--json")
+    assert again.answer["tasks"]["run"] == 0
+    assert again.answer["job"] == done.answer["job"]
+    assert frames_of(tmp_path / "a") == frames_of(tmp_path / "b")
