@@ -21,10 +21,10 @@ from cut_detectors import scdet_cuts, transnet_cuts
 from in_process import plan_of, run_plan
 from measure import save
 
-from farm.task import JoinClips
+from farm.task import JoinClips, MeasureSeams
 from pipelines.builtin import examiner, world
-from pipelines.frames import read_lossless
 from pipelines.stage import as_bytes
+from pipelines.strips import read_strip
 
 SECONDS, TAKES = int(os.environ.get("TAKE_SECONDS", "60")), int(os.environ.get("TAKES", "3"))
 ROOT = Path(__file__).parents[2]
@@ -56,8 +56,10 @@ def one_take(prompt: str, continuity: dict[str, Any], *, seed: int) -> dict[str,
     plan = plan_of({"continuity": continuity, "seed": seed, "shots": shots}, Path("builtin"))
     made = run_plan(plan)
     (shot,) = plan.shots
-    video = np.stack([f for key in shot.frames for f in read_lossless(as_bytes(made[key]))])
-    seams = [json.loads(line) for line in as_bytes(made[shot.seams]).splitlines()] if shot.seams else []
+    measured = plan.tasks[shot.seams or ""]
+    assert isinstance(measured.request, MeasureSeams)
+    video = np.stack(list(read_strip(measured.request.shot, [made[k] for k in measured.inputs])))  # as it is seen
+    seams = [json.loads(line) for line in as_bytes(made[measured.key]).splitlines()]
     ends = {"first": video[: ENDS_S * world.FPS], "last": video[-ENDS_S * world.FPS :]}
     sky = [_lab(f[:SKY_ROWS]) for f in (video[:8].mean(0), video[-8:].mean(0))]
     return {
