@@ -159,7 +159,7 @@ class Controller:
         """End the renderings of which nothing is left to run."""
         for name in names:
             rendering = self.renderings[name]
-            if rendering.num_run >= len(rendering.to_run):
+            if rendering.done >= rendering.to_run:
                 await self._finish(name, rendering, "completed")
             elif rendering.errors and self.dispatcher.is_settled(rendering.to_run):
                 await self._finish(name, rendering, "failed")
@@ -278,6 +278,8 @@ class Controller:
                 for helper in [s for s in self.replicas.slots.values() if s.lent_to == task.key]:
                     self._take_back(helper)
             if ran.outcome != "succeeded":
+                if (damaged := ran.info.get("damaged")) and await self._revive(damaged, task.key):
+                    return replace(ran, outcome="interrupted"), 0
                 lost = ran.info.get("input_missing") and any(self.dispatcher.is_pending(s.key) for s in sources)
                 return (replace(ran, outcome="interrupted") if lost else ran), 0
             if ran.value is not None:  # the next stage need not wait for the store
@@ -293,6 +295,18 @@ class Controller:
             return await self._judge(slot, e, asked_at), 0
         except ray.exceptions.RayTaskError as e:  # the store refused
             return Ran("failed", asked_at, time.time(), reason=str(e.cause or e)[:2000]), 0
+
+    async def _revive(self, damaged: str, user: str) -> bool:
+        """Have an output made again that turned out to be damaged; False for what only its author can give."""
+        for name in list(self.dispatcher.nodes[user].jobs):
+            rendering = self.renderings[name]
+            plan = rendering.plan
+            if damaged not in plan.tasks:
+                return False
+            keys = await asyncio.to_thread(tasks_to_run, plan.tasks, [damaged], self.store.has)
+            rendering.run_again(keys)
+            self.dispatcher.revive(name, plan.tasks, keys)
+        return True
 
     async def _judge(self, slot: Slot, error: Exception, asked_at: float) -> Ran:
         """A process that died counts as a failure; one that went with its node does not."""

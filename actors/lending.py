@@ -21,7 +21,7 @@ LOOK_S = 0.5  # how soon the owner notices that a helper was taken away
 
 
 class Helpers:
-    """Idle replicas for one task. `handles` is replaced by another thread, and read once a step."""
+    """Idle replicas for one task. `handles` is replaced by another thread, and read before each slice."""
 
     def __init__(self, key: str) -> None:
         self.key = key

@@ -25,7 +25,7 @@ class Rendering:
     to_run: set[str]
     working_since: float = 0.0  # when the first of its tasks was handed out
     status: str = "active"
-    num_run: int = 0
+    done: set[str] = field(default_factory=set)  # keys of what has run
     num_retried: int = 0
     num_not_needed: int = 0  # of those that have run: tries at chunks that were good already
     stage_s: dict[str, float] = field(default_factory=dict)
@@ -53,13 +53,20 @@ class Rendering:
 
     def count(self, task: Task, attempt: Attempt) -> None:
         """A task of this film has succeeded."""
-        self.num_run += 1
+        self.done.add(task.key)
         self.num_not_needed += bool(attempt.info.get("not_needed"))
         self.num_shots_done += task.key in self.clips
         self.cost_done += task.cost
         self.stage_s[task.stage] = self.stage_s.get(task.stage, 0.0) + attempt.run_s
         if task.stage == "denoise" and (at := attempt.info.get("first_step_at")):
             self.first_step_at = min(self.first_step_at or at, at)
+
+    def run_again(self, keys: set[str]) -> None:
+        """Tasks whose outputs have gone."""
+        self.cost += sum(self.plan.tasks[key].cost for key in keys - self.to_run)
+        self.cost_done -= sum(self.plan.tasks[key].cost for key in keys & self.done)
+        self.to_run |= keys
+        self.done -= keys
 
     def view(self, slots: Iterable[Slot]) -> dict[str, Any]:
         """Plain values for a door: counts, what runs now, seconds left at the pace so far."""
@@ -69,7 +76,7 @@ class Rendering:
         return {
             "status": self.status, "errors": list(self.errors), "film": self.film, "to_run": len(self.to_run),
             "shots": len(self.clips), "shots_done": self.num_shots_done,
-            "run": self.num_run - self.num_not_needed, "not_needed": self.num_not_needed,
+            "done": len(self.done), "run": len(self.done) - self.num_not_needed, "not_needed": self.num_not_needed,
             "retried": self.num_retried, "stage_s": dict(self.stage_s), "left_s": left,
             "running": [self._running(s, self.plan.tasks[s.busy]) for s in slots if s.busy in self.plan.tasks],
             "starting": [s.name for s in slots if not s.node], "previews": dict(self.previews),

@@ -25,7 +25,7 @@ from typing import Any
 
 import ray
 
-from farm.errors import FarmError, InputError, StoreError, TaskCanceled
+from farm.errors import DamagedError, FarmError, InputError, StoreError, TaskCanceled
 from farm.pools import THREAD_ENVIRONMENT
 from farm.store import Store
 from farm.task import Outcome, Task
@@ -79,7 +79,8 @@ class Status:
 @functools.cache
 def made_with() -> dict[str, str]:
     """Versions and CPU instruction set: what else decides bits; kept beside every artifact."""
-    packages = ("longtake", "torch", "diffusers", "transformers", "av", "imageio-ffmpeg")
+    packages = ("longtake", "torch", "diffusers", "transformers", "av", "imageio-ffmpeg", "numpy",
+                "opencv-python-headless")  # fmt: skip
     versions = {p: importlib.metadata.version(p) for p in packages}
     torch = sys.modules.get("torch")
     return versions | {"cpu": torch.backends.cpu.get_cpu_capability() if torch else platform.machine()}
@@ -211,6 +212,8 @@ class Replica:
         except Exception as e:  # noqa: BLE001  # translated: the controller decides what to do with it
             log.warning("task %s failed:\n%s", task.key, traceback.format_exc())
             info = {"input_error": isinstance(e, InputError), "input_missing": isinstance(e, StoreError)}
+            if isinstance(e, DamagedError):
+                info["damaged"] = e.key
             reason = str(e) if isinstance(e, FarmError) else f"{type(e).__name__}: {e}"
             return self._ran("failed", started_at, load_s, reason=reason[:2000], info=info)
         finally:

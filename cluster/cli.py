@@ -161,7 +161,9 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
         raise RenderError(f"the film is finished ({film}), but could not be written to {args.out}: {e}") from e
     report = draw_report(order.store, order.job.id)
     for shot, told in zip(order.plan.shots, answer.data["shots"], strict=True):
-        told["clip"] = order.store.full(f"films/{order.job.id}/shots/{shot.id}.{order.plan.tasks[shot.clip].extension}")
+        told["clip"] = order.store.place(
+            f"films/{order.job.id}/shots/{shot.id}.{order.plan.tasks[shot.clip].extension}"
+        )
     answer.data |= {"status": "completed", "film": path, "seams": read_seams(order.store, order.plan)}
     ran, reused = answer.data["tasks"]["run"], answer.data["tasks"]["reused"]
     print(

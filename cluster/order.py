@@ -83,9 +83,11 @@ def _models_of_shots(draft: Draft, folder: Path) -> tuple[dict[str, Checkpoint],
     """The models that shots name for themselves, by what they say, and what is wrong with those that cannot be used."""
     found: dict[str, Checkpoint] = {}
     problems: list[Problem] = []
+    looked: set[str] = set()
     for i, shot in draft.shots:
-        if shot.model is None or shot.model in found:
+        if shot.model is None or shot.model in looked:
             continue
+        looked.add(shot.model)
         try:
             found[shot.model] = find_checkpoint(shot.model, beside=folder)
         except InputError as e:

@@ -25,9 +25,9 @@ class Lines(AbstractContextManager["Lines"]):
 
     def __call__(self, view: dict[str, Any]) -> None:
         now = time.monotonic()
-        if view["run"] == self.last and now - self.last_at < PLAIN_EVERY_S:
+        if view["done"] == self.last and now - self.last_at < PLAIN_EVERY_S:
             return
-        self.last, self.last_at = view["run"], now
+        self.last, self.last_at = view["done"], now
         print(f"{self.title}: {summary(view)}", file=self.stream, flush=True)
         for label, path in view["previews"].items():
             if path not in self.seen:
@@ -93,7 +93,7 @@ class Bars(AbstractContextManager["Bars"]):
             if path not in self.seen:
                 self.seen.add(path)
                 self.bars.console.print(f"preview of {label}: {path}", markup=False, soft_wrap=True)
-        self.bars.update(self.film, total=view["to_run"], completed=view["run"], note=note)
+        self.bars.update(self.film, total=view["to_run"], completed=view["done"], note=note)
         now = {(r["stage"], r["label"]): r for r in view["running"]}
         for gone in self.rows.keys() - now.keys():
             self.bars.remove_task(self.rows.pop(gone))

@@ -18,7 +18,7 @@ def plan_table(job: Job, plan: Plan, missing: set[str]) -> list[str]:
     width, height = film.delivered_px
     lines = [
         f"{film.title}: job {job.id}, {film.num_delivered} frames of {width}x{height} at {film.output_fps:g} fps "
-        f"({film.num_delivered / film.output_fps:.2f} s), model {film.model}",
+        f"({film.num_delivered / film.output_fps:.2f} s), model {', '.join(film.models)}",
         "",
         f"{'shot':<20} {'chunks':>6} {'generated':>9} {'kept':>6} {'delivered':>9}  state",
     ]

@@ -49,7 +49,7 @@ def make_report(store: Store, job_id: str) -> str:
     """
     job, attempts = read_job(store, job_id), read_attempts(store, job_id)
     folder = f"films/{job.id}"
-    names = _names(store, folder)
+    names = store.names(folder)
     film = next((n for n in names if n.startswith("film.")), None)
     width, height = job.film.delivered_px
     seconds = job.film.num_delivered / job.film.output_fps
@@ -76,29 +76,22 @@ def make_report(store: Store, job_id: str) -> str:
     )
 
 
-def _names(store: Store, folder: str) -> list[str]:
-    try:
-        return [str(n).rsplit("/", 1)[-1] for n in store.fs.ls(store.full(folder), detail=False)]
-    except FileNotFoundError:
-        return []
-
-
 def _player(store: Store, folder: str, film: str) -> str:
     kind = {"mp4": "video/mp4", "mov": "video/quicktime", "webm": "video/webm", "mkv": "video/x-matroska"}
     source = film
-    if store.fs.size(store.full(f"{folder}/{film}")) <= EMBED_BYTES:
-        data = base64.b64encode(store.fs.cat_file(store.full(f"{folder}/{film}"))).decode()
+    if store.size(f"{folder}/{film}") <= EMBED_BYTES:
+        data = base64.b64encode(store.cat(f"{folder}/{film}")).decode()
         source = f"data:{kind[Path(film).suffix[1:]]};base64,{data}"
     return f"<video controls loop muted src='{escape(source, quote=True)}'></video>"
 
 
 def _sheets(store: Store, folder: str, job: Job) -> Iterable[str]:
-    clips = {n.rsplit(".", 1)[0]: n for n in _names(store, f"{folder}/shots")}
+    clips = {n.rsplit(".", 1)[0]: n for n in store.names(f"{folder}/shots")}
     for shot in job.film.shots[:MAX_SHEETS]:
         name = clips.get(shot.id)
         if name is None:
             continue
-        sheet = contact_sheet(store.fs.cat_file(store.full(f"{folder}/shots/{name}")))
+        sheet = contact_sheet(store.cat(f"{folder}/shots/{name}"))
         data = base64.b64encode(sheet).decode()
         caption = (
             f"{shot.id}: {', then '.join(p for _, p in shot.prompts)} ({shot.num_frames} frames, seed {shot.seed})"

@@ -23,7 +23,7 @@ COLUMNS = {
 def seams_section(store: Store, job: Job) -> Iterator[str]:
     """HTML; nothing for a film without joins and cuts, or one that is not finished."""
     try:
-        seams: list[dict[str, Any]] = json.loads(store.fs.cat_file(store.full(f"films/{job.id}/seams.json")))
+        seams: list[dict[str, Any]] = json.loads(store.cat(f"films/{job.id}/seams.json"))
     except FileNotFoundError:
         return
     if not seams:
@@ -58,14 +58,13 @@ def seams_table(seams: list[dict[str, Any]]) -> str:
 
 def _picture(store: Store, job: Job, seam: dict[str, Any]) -> Iterator[str]:
     """Two frames before the join and two after it, as delivered."""
-    folder = store.full(f"films/{job.id}/shots")
-    names = [str(name) for name in store.fs.ls(folder, detail=False)]
-    clip = next((name for name in names if name.rsplit("/", 1)[-1].rsplit(".", 1)[0] == seam["shot"]), None)
+    folder = f"films/{job.id}/shots"
+    clip = next((name for name in store.names(folder) if name.rsplit(".", 1)[0] == seam["shot"]), None)
     if clip is None:
         return
     rate = Fraction(str(job.film.output_fps)) / Fraction(str(job.film.fps))
     length = next(shot.num_delivered for shot in job.film.shots if shot.id == seam["shot"])
     wanted = [min(int(-(-(seam["frame"] + i) * rate // 1)), length - 1) for i in (-2, -1, 0, 1)]
-    data = base64.b64encode(sheet_of(store.fs.cat_file(clip), [max(w, 0) for w in wanted], 128)).decode()
+    data = base64.b64encode(sheet_of(store.cat(f"{folder}/{clip}"), [max(w, 0) for w in wanted], 128)).decode()
     words = f"The most visible join: shot {seam['shot']}, before and from model frame {seam['frame']}"
     yield f"<figure><img alt='' src='data:image/jpeg;base64,{data}'><figcaption>{escape(words)}</figcaption></figure>"

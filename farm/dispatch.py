@@ -169,6 +169,28 @@ class Dispatcher:
         self._ready_if_it_can(node)
         return True
 
+    def revive(self, job: str, tasks: Mapping[str, Task], keys: set[str], *, priority: int = 50) -> None:
+        """Outputs that existed are gone: these tasks must run, again perhaps, before what takes them can.
+
+        `tasks` lists every task of the job after its inputs.
+        """
+        for key in [k for k in tasks if k in keys]:
+            node = self.nodes.get(key)
+            if node is not None and node.state == "completed":
+                node.holds_inputs = True
+                self.num_holding.update(node.task.inputs)
+                self.requeue(key)
+                node.jobs[job] = priority
+        old = set(self.nodes)
+        self.add_job(job, tasks, keys, priority=priority)
+        for key in keys - old:  # users that were there before the task that they wait for
+            users = [n for n in self.nodes.values() if key in n.task.inputs and n.task.key not in self.nodes[key].users]
+            for user in users:
+                self.nodes[key].users[user.task.key] = None
+                if user.state in ("queued", "active"):
+                    user.missing += 1
+                    self._not_ready(user)
+
     def fail(self, key: str) -> list[str]:
         """Give a task up, and with it all that needs it. Returns the keys of all of them."""
         dead, stack = [], [key]

@@ -61,5 +61,16 @@ class StoreError(FarmError):
     """An artifact is missing, does not match its checksum, or could not be written."""
 
 
+class DamagedError(StoreError):
+    """An artifact does not match its checksum and has been set aside: the task that made it must run again."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message, key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class TaskCanceled(FarmError):
     """A stage stopped because its task was canceled."""

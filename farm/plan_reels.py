@@ -6,12 +6,13 @@ A reel is a shot's frames in the order that clips take them from: as decoded, or
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from .film import Film, FilmShot
+from .film import Film, FilmShot, latent_starts
 from .interpolation import RIFE_COMPONENT
 from .keys import make_task
 from .plan_shots import ShotPlanner
@@ -48,11 +49,17 @@ class Reel:
         step = self.step if step is None else step
         last = (first + num_frames - 1) * step
         begin, end = int(first * step), (math.ceil(last) if between else int(last)) + 1
-        needed = [p for p in self.pieces if p.first < end and p.end > begin] or [self.pieces[-1]]
-        keys = (*(p.key for p in needed), *([self.colour] if self.colour else []))
-        starts = self.chunk_starts if self.colour else ()
+        lowest = min(bisect_right(self.pieces, begin, key=lambda p: p.end), len(self.pieces) - 1)
+        needed = self.pieces[lowest : max(bisect_left(self.pieces, end, key=lambda p: p.first), lowest + 1)]
         fraction = f"{step.numerator}/{step.denominator}"
-        return Strip(first, num_frames, needed[0].first, len(needed), fraction, starts), keys
+        strip = Strip(first, num_frames, needed[0].first, len(needed), fraction)
+        keys = tuple(p.key for p in needed)
+        if self.colour is None:
+            return strip, keys
+        chunk = bisect_right(self.chunk_starts, needed[0].first) - 1
+        beyond = bisect_left(self.chunk_starts, needed[-1].end)
+        strip = replace(strip, chunk_starts=self.chunk_starts[chunk:beyond], first_chunk=chunk)
+        return strip, (*keys, self.colour)
 
 
 class ReelPlanner:
@@ -74,8 +81,8 @@ class ReelPlanner:
         for one in reversed(chain):
             if one.id not in self._decoded:
                 pieces = tuple(self._pieces(self.planner.frames[one.id]))
-                starts = tuple(c.first_frame for c in one.chunks)
-                self._decoded[one.id] = Reel(pieces, self.step, self._colour(one, pieces), starts)
+                colour, starts = self._colour(one, pieces)
+                self._decoded[one.id] = Reel(pieces, self.step, colour, starts)
         return self._decoded[shot.id]
 
     def delivered(self, shot: FilmShot) -> Reel:
@@ -91,28 +98,41 @@ class ReelPlanner:
             yield Piece(key, at, at + length)
             at += length
 
-    def _colour(self, shot: FilmShot, pieces: tuple[Piece, ...]) -> str | None:
-        """Measure the joins of chunks that were generated one after the other, and solve for them together."""
-        if not (shot.color_match and shot.mode == "extend" and shot.context != "none"):
-            return None
-        past = self.planner.past[shot.id][-1:]
-        (length,) = self.planner.lengths(past) or [0]
-        line = (*(Piece(key, -length, 0) for key in past), *pieces)
-        measures: dict[int, str] = {}
-        for k, chunk in enumerate(shot.chunks):
-            around = [p for p in line if p.first <= chunk.first_frame <= p.end]
-            if around and around[0].first < chunk.first_frame < around[-1].end:
-                request = MeasureColour(chunk.first_frame, around[0].first)
-                measures[k] = self._add(shot, request, tuple(p.key for p in around), num_frames=4)
-        if not measures:
-            return None
+    def _colour(self, shot: FilmShot, pieces: tuple[Piece, ...]) -> tuple[str | None, tuple[int, ...]]:
+        """The task that finds a shot's corrections, and the first frame of each.
+
+        Joins of chunks that were generated one after the other are measured. What goes on from a corrected shot begins
+        with that one's last correction, and keeps it where nothing is measured.
+        """
         source = self._decoded[shot.continue_from].colour if shot.continue_from else None
-        solve = SolveColour(tuple(measures), len(shot.chunks), source is not None)
-        return self._add(shot, solve, (*([source] if source else []), *measures.values()), num_frames=1)
+        begins = 0 if source is None else 1  # the source's correction comes before those of the chunks
+        measures: dict[int, str] = {}
+        if shot.color_match and shot.mode == "extend" and shot.context != "none":
+            past = self.planner.past[shot.id][-1:]
+            (length,) = self.planner.lengths(past) or [0]
+            line = (*(Piece(key, -length, 0) for key in past), *pieces)
+            _, inner = latent_starts(shot, self.planner.card_of(shot).rule)
+            for k, chunk in enumerate(shot.chunks):
+                at = chunk.first_frame
+                after = bisect_right(line, at, key=lambda p: p.first) - 1
+                before = bisect_left(line, at, key=lambda p: p.end)
+                if not before <= after < len(line) or not line[before].first < at < line[after].end:
+                    continue
+                around = line[before : after + 1]
+                low, high = (bisect_left(inner, end) for end in (around[0].first + 1, around[-1].end))
+                request = MeasureColour(at, inner[low:high], around[0].first)
+                measures[k + begins] = self._add(shot, request, tuple(p.key for p in around), num_frames=16)
+        if not measures and source is None:
+            return None, ()
+        starts = tuple(c.first_frame for c in shot.chunks)
+        solve = SolveColour(tuple(measures), len(starts) + begins, source is not None)
+        key = self._add(shot, solve, (*([source] if source else []), *measures.values()), num_frames=1)
+        return key, (*([0] * begins), *starts)
 
     def _interpolated(self, shot: FilmShot) -> Reel:
         """One task for each decoded piece: the delivered frames whose time lies in it, and in the gap after it."""
         reel, film, pieces, first = self.decoded(shot), self.film, [], 0
+        by_rife = film.interpolate == "rife"
         for piece in reel.pieces:
             is_last = piece is reel.pieces[-1]
             end = shot.num_delivered if is_last else min(math.ceil(piece.end / self.step), shot.num_delivered)
@@ -121,8 +141,9 @@ class ReelPlanner:
             strip, inputs = reel.strip(first, end - first, between=True)
             task = make_task(
                 "interpolate", Interpolate(strip, film.interpolate), inputs=inputs,
-                components=(RIFE_COMPONENT,) if film.interpolate == "rife" else (),
-                numerics=self.planner.numerics.get("interpolate", ()), extension="mkv", label=shot.id,
+                components=(RIFE_COMPONENT,) if by_rife else (),
+                numerics=self.planner.numerics.get("interpolate", ()) if by_rife else (),
+                extension="mkv", label=shot.id,
                 cost=10 * self.planner.picture_cost(end - first), near=piece.key,
             )  # fmt: skip
             self.tasks[shot.id].append(self.planner.add(task))

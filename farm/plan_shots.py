@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,6 +69,8 @@ class ShotPlanner:
         self.frames: dict[str, list[str]] = {}  # decode tasks of each shot
         self.past: dict[str, list[str]] = {}  # and those of the shots that it goes on from
         self.num_frames: dict[str, int] = {}  # by decode task
+        self.maker: dict[str, str] = {}  # of what was taken from several tries: the first of those
+        self.inner: dict[str, tuple[int, ...]] = {}  # model frames of a shot at which latent frames begin inside chunks
 
     def card_of(self, shot: FilmShot) -> ModelCard:
         return self.models[shot.model].card
@@ -139,9 +142,13 @@ class ShotPlanner:
         parts = [s for s in stream if s.end > begins and s.first < end]
         spans = tuple((s.offset + max(begins - s.first, 0), min(s.end, end) - max(s.first, begins)) for s in parts)
         request = Decode(spans, halo, begins == 0, at - rule.num_frames(first), until - at)
-        near = [*self.past[shot.id], *self.frames[shot.id]][-1:]
+        near = self._holder([*self.past[shot.id], *self.frames[shot.id]])
         inputs = tuple(s.key for s in parts)
-        return self._decode(shot, request, inputs, num_latents=end - first, near="".join(near), attempt=attempt)
+        return self._decode(shot, request, inputs, num_latents=end - first, near=near, attempt=attempt)
+
+    def _holder(self, keys: Sequence[str]) -> str:
+        """The task whose replica has what the last of these left there."""
+        return self.maker.get(keys[-1], keys[-1]) if keys else ""
 
     def _keep(self, shot: FilmShot, frames: str | None, at: int) -> int:
         """Note decoded frames as the shot's next; the frame of its stream that comes after them."""
@@ -185,16 +192,21 @@ class ShotPlanner:
         frames = [decode(latents[0], _Try())]
         if not (shot.max_seam and chunk.context_latents and before and frames[0]):
             return latents[0], frames[0]
+        if shot.id not in self.inner:
+            _, self.inner[shot.id] = latent_starts(shot, self.card_of(shot).rule)
         measures = [self._measure(shot, chunk, before[0], frames[0], _Try())]
         for roll in range(1, shot.rerolls + 1):
             attempt = _Try(roll, measures[-1])
             latents.append(denoise(attempt))
-            frames.append(decode(latents[-1], attempt))
-            measures.append(self._measure(shot, chunk, before[0], frames[-1] or "", attempt))
+            made = decode(latents[-1], attempt)
+            assert made is not None  # as the first try's, it has frames to show
+            frames.append(made)
+            measures.append(self._measure(shot, chunk, before[0], made, attempt))
         choice = self._plain_task(ChooseRoll(shot.max_seam), "jsonl", tuple(measures), shot)
         taken = [self._plain_task(TakeRoll(), e, (choice, *keys), shot)
-                 for e, keys in (("safetensors", latents), ("mkv", [f or "" for f in frames]))]  # fmt: skip
+                 for e, keys in (("safetensors", latents), ("mkv", frames))]  # fmt: skip
         self.num_frames[taken[1]] = self.num_frames[frames[0]]
+        self.maker |= {taken[0]: latents[0], taken[1]: frames[0]}
         return taken[0], taken[1]
 
     def _measure(self, shot: FilmShot, chunk: Chunk, before: str, frames: str, attempt: _Try) -> str:
@@ -202,8 +214,8 @@ class ShotPlanner:
         lengths = self.lengths([before, frames])
         first = chunk.first_frame - lengths[0]
         strip = Strip(first, sum(lengths), first, 2, "1/1")
-        _, inner = latent_starts(shot, self.card_of(shot).rule)
-        near = tuple(at for at in inner if first < at < first + sum(lengths))
+        inner = self.inner[shot.id]
+        near = inner[bisect_left(inner, first + 1) : bisect_left(inner, first + sum(lengths))]
         request = MeasureSeams((chunk.first_frame,), (), near, None, strip)
         return self._plain_task(request, "jsonl", (before, frames), shot, attempt)
 
@@ -213,7 +225,8 @@ class ShotPlanner:
         """A small task that needs no model."""
         request, inputs = (attempt or _Try()).wrap(request, inputs, shot)
         task = make_task(
-            "assemble", request, inputs=inputs, extension=extension, label=shot.id, cost=self.picture_cost(4)
+            "assemble", request, inputs=inputs, extension=extension, label=shot.id,
+            cost=0 if attempt and attempt.measure else self.picture_cost(4),
         )  # fmt: skip
         self.shot_tasks[shot.id].append(task.key)
         return self.add(task)
@@ -259,7 +272,7 @@ class ShotPlanner:
         )  # fmt: skip
         volume = sum(s.num_latents for s in slices) * rows * columns
         return self._model_task(
-            request, "denoise", inputs=(*texts, *context), shot=shot, near=context[0] if context else "",
+            request, "denoise", inputs=(*texts, *context), shot=shot, near=self._holder(context),
             label=_label_of(shot, k) if len(chunks) == 1 else shot.id, cost=volume * shot.steps * (1 + guided),
             attempt=attempt,
         )  # fmt: skip
@@ -306,7 +319,8 @@ class ShotPlanner:
         task = make_task(
             stage, request, inputs=inputs, components=used,
             numerics=self.numerics[stage], extension="mkv" if stage == "decode" else "safetensors",
-            model=model.folder, label=label, cost=cost, near=near,
+            model=model.folder, label=label,
+            cost=0 if attempt and attempt.measure else cost, near=near,
         )  # fmt: skip
         self.shot_tasks[shot.id].append(task.key)
         return self.add(task)

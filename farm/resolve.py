@@ -147,7 +147,7 @@ class _Resolver:
             self.top.output,
             Fraction(str(self.ground.fps)) / Fraction(str(self.top.output.fps or self.ground.fps)),
         )
-        if asked.interpolate == "rife" and not rife_weights().is_file():
+        if step.denominator > 1 and asked.interpolate == "rife" and not rife_weights().is_file():
             self.ground.warnings.append(
                 f"output.interpolate: RIFE's weights are not at {rife_weights()}; machines that interpolate need them"
             )

@@ -89,16 +89,16 @@ class ShotResolver:
             if overlap_frames == 0 and needed != "none":
                 self.fault(length, f"{dotted(place)}.continuity.overlap_frames must be above 0 in mode {mode}, got 0")
                 return None
-        if shot.last_image is not None and "last_image" not in card.modes:
+        if shot.last_image is not None and "first_last" not in card.modes:
             where = (*place, "last_image")
             self.fault(where, f"{dotted(where)} must not be there: {card.name} cannot end on a picture")
-        if held.anchor and mode == "blend" and frames > chunk_frames and shot.image is None:
-            where = (*place, "continuity", "anchor")
-            self.fault(where, f"{dotted(where)} must stand beside an image, which every chunk then sees")
         chunks = cut_into_chunks(
             num_frames=frames, chunk_frames=chunk_frames, overlap_frames=overlap_frames, rule=card.rule, context=needed,
             before=before, reach=self._reach(shot),
         )  # fmt: skip
+        if held.anchor and mode == "blend" and len(chunks) > 1 and shot.image is None:
+            where = (*place, "continuity", "anchor")
+            self.fault(where, f"{dotted(where)} must stand beside an image, which every chunk then sees")
         return FilmShot(
             id=shot.id,
             model=self.model,
@@ -248,25 +248,33 @@ class ShotResolver:
             fault = off_rule(key, card, overlap)
         if fault and (own is not None or len(place) == 1 or self.model):
             self.fault(where, fault)
-        self._check_options(place, own or Continuity(), asked, mode)
+        self._check_options(place, written[0] if len(place) == 1 else written[1], asked, mode)
         if fault:
             return None
-        max_seam = asked.max_seam or 0.0
+        max_seam = (asked.max_seam or 0.0) if mode == "extend" else 0.0
         return Held(
             mode, chunk, overlap, context, color_match=first_of(asked.color_match, True), max_seam=max_seam,
             rerolls=first_of(asked.rerolls, 2) if max_seam else 0, noise=first_of(asked.noise, "independent"),
             anchor=bool(asked.anchor), shift=bool(asked.shift),
         )  # fmt: skip
 
-    def _check_options(self, place: Place, own: Continuity, asked: Continuity, mode: str) -> None:
-        """Options of one mode must not be asked of a shot in the other."""
+    def _check_options(self, place: Place, told: Continuity, asked: Continuity, mode: str) -> None:
+        """Options of one mode must not be asked of a shot in the other, nor of a film that says its mode.
+
+        Args:
+            told: what is written at this place.
+        """
         name = dotted(place)
         for key, needs in MODE_OF_OPTION.items():
-            if getattr(own, key) and mode != needs:
+            if (
+                getattr(told, key) not in (None, False, "independent")
+                and mode != needs
+                and (len(place) > 1 or told.mode)
+            ):
                 self.fault((*place, key), f"{name}.{key} must not be there in mode {mode}: it is of {needs}")
-        if asked.rerolls and not asked.max_seam:
+        if told.rerolls and not asked.max_seam:
             self.fault((*place, "rerolls"), f"{name}.rerolls must stand beside max_seam")
-        if asked.anchor and not self.card.per_token_timesteps:
+        if told.anchor and not self.card.per_token_timesteps:
             message = f"{name}.anchor must not be there: {self.card.name} takes no clean latent frames"
             self.fault((*place, "anchor"), message)
 

@@ -12,16 +12,22 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from .errors import InputError, StoreError
+from .errors import DamagedError, InputError, StoreError
 from .keys import parts_of_task
-from .task import Task
+from .patience import patiently
+from .task import TakeRoll, Task
+
+T = TypeVar("T")
+READS = 3  # before bytes that do not match their checksum count as damaged
 
 LAYOUT_VERSION = 1
 LOSSLESS_STAGES = ("decode", "interpolate", "upscale")  # their artifacts are frames: the first to be collected
@@ -29,7 +35,8 @@ LOSSLESS_STAGES = ("decode", "interpolate", "upscale")  # their artifacts are fr
 
 def artifact_path(task: Task) -> str:
     """Where a task's artifact lies in the store: `artifacts/ab/abcd....safetensors`."""
-    folder = "frames" if task.stage in LOSSLESS_STAGES else "artifacts"
+    is_frames = task.stage in LOSSLESS_STAGES or (isinstance(task.request, TakeRoll) and task.extension == "mkv")
+    folder = "frames" if is_frames else "artifacts"
     return f"{folder}/{task.key[:2]}/{task.key}.{task.extension}"
 
 
@@ -43,22 +50,40 @@ class Store:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         try:
-            self.fs, root = fsspec.core.url_to_fs(uri)
+            self.fs, root = fsspec.core.url_to_fs(uri, **_options(uri))
         except (ValueError, ImportError) as e:
             raise InputError(f"store must be a folder or an fsspec URI, got {uri!r}: {e}") from None
         self.root = str(root).rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
+    def _do(self, work: Callable[[], T]) -> T:
+        """A call of the file system; what is far away is tried again after errors that may pass."""
+        return work() if self.is_local else patiently(work)
+
     def full(self, path: str) -> str:
         return f"{self.root}/{path}"
+
+    def place(self, path: str) -> str:
+        """Where people find a file: its path, or its URI."""
+        return self.full(path) if self.is_local else f"{self.uri.rstrip('/')}/{path}"
 
     def local_path(self, path: str) -> Path | None:
         """The file itself where the store is a local folder."""
         return Path(self.full(path)) if self.is_local else None
 
     def local_path_of(self, task: Task) -> Path | None:
-        """The file of an artifact that exists, where the store is a local folder."""
-        return self.local_path(artifact_path(task)) if self.is_local and self.has(task) else None
+        """The file of an artifact that exists, where the store is a local folder.
+
+        Raises:
+            DamagedError: as `read`.
+        """
+        path = artifact_path(task)
+        if not self.is_local or not self.has(task):
+            return None
+        full = Path(self.full(path))
+        if not full.is_file() or _checksum(full)[0] != self._told_checksum(path):
+            raise self._damaged(task)
+        return full
 
     # -- the store as a whole
 
@@ -69,11 +94,11 @@ class Store:
             InputError: the folder holds other things, or a newer layout than this code knows.
         """
         try:
-            layout = json.loads(self.fs.cat_file(self.full("layout.json")))
+            layout = json.loads(self.cat("layout.json"))
         except FileNotFoundError:
-            if self.fs.isfile(self.root):
+            if self._do(lambda: self.fs.isfile(self.root)):
                 raise InputError(f"store must be a folder, got the file {self.root}") from None
-            if self.fs.exists(self.root) and self.fs.ls(self.root, detail=False):
+            if self.names(""):
                 raise InputError(
                     f"store must be an empty folder or a store of the farm, got {self.uri}, which holds other files; "
                     "name a new folder"
@@ -103,7 +128,8 @@ class Store:
     # -- artifacts
 
     def has(self, task: Task) -> bool:
-        return bool(self.fs.exists(self.full(sidecar_path(artifact_path(task)))))
+        path = self.full(sidecar_path(artifact_path(task)))
+        return bool(self._do(lambda: self.fs.exists(path)))
 
     def put(self, task: Task, data: bytes | Path, *, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Keep a task's output; where there already is one, that one stays. Returns what stands beside it."""
@@ -111,7 +137,7 @@ class Store:
         if self._put_data(path, data):
             checksum, size = _checksum(data)
         else:  # another writer was first, and may not have come to its record yet: describe what lies there
-            checksum, size = _checksum(bytes(self.fs.cat_file(self.full(path))))
+            checksum, size = _checksum(self.cat(path))
         record = {
             "key": task.key, "parts": parts_of_task(task), "size": size, "sha256": checksum, "label": task.label,
             "info": dict(info or {}), "machine": platform.machine(),
@@ -124,16 +150,41 @@ class Store:
         """An artifact's bytes.
 
         Raises:
-            StoreError: it is missing, or does not match its checksum.
+            DamagedError: it does not match its checksum, or only half of it is there; it has been set aside.
+            StoreError: it is missing.
         """
         path = artifact_path(task)
         try:
-            record, data = self.record(sidecar_path(path)), self.fs.cat_file(self.full(path))
+            told = self._told_checksum(path)
         except FileNotFoundError as e:
             raise StoreError(f"artifact {path} is missing from {self.uri}: {e}") from None
-        if hashlib.sha256(data).hexdigest() != record["sha256"]:
-            raise StoreError(f"artifact {path} of {self.uri} is damaged: its checksum must be {record['sha256']}")
-        return bytes(data)
+        for _ in range(READS):  # a read can break off without a word
+            try:
+                data = self.cat(path)
+            except FileNotFoundError:
+                break
+            if hashlib.sha256(data).hexdigest() == told:
+                return data
+        raise self._damaged(task)
+
+    def _told_checksum(self, path: str) -> str:
+        """What an artifact's record says; nothing where that cannot be read."""
+        try:
+            return str(self.record(sidecar_path(path))["sha256"])
+        except (ValueError, KeyError):
+            return ""
+
+    def _damaged(self, task: Task) -> DamagedError:
+        """Take a damaged artifact out of the way, its record first: without that one it does not exist."""
+        path = artifact_path(task)
+        name = f"damaged/{path.rsplit('/', 1)[-1]}.{uuid.uuid4().hex[:8]}"
+        if self.is_local:
+            Path(self.full("damaged")).mkdir(exist_ok=True)
+        for one, kept in ((sidecar_path(path), f"{name}.record"), (path, name)):
+            with suppress(FileNotFoundError):
+                self._do(partial(self.fs.mv, self.full(one), self.full(kept)))
+        message = f"artifact {path} of {self.uri} is damaged: it does not match its checksum; it was set aside"
+        return DamagedError(message, task.key)
 
     def _put_data(self, path: str, data: bytes | Path) -> bool:
         if not self.is_local:
@@ -152,8 +203,8 @@ class Store:
 
     def _create(self, path: str, data: bytes) -> bool:
         try:
-            self.fs.pipe_file(self.full(path), data, mode="create")
-        except FileExistsError:
+            self._do(lambda: self.fs.pipe_file(self.full(path), data, mode="create"))
+        except FileExistsError:  # also where the first try had come through and only its answer was lost
             return False
         return True
 
@@ -164,23 +215,41 @@ class Store:
         return self._put_data(path, json.dumps(record, indent=1, sort_keys=True).encode())
 
     def record(self, path: str) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads(self.fs.cat_file(self.full(path)))
+        value: dict[str, Any] = json.loads(self.cat(path))
         return value
 
     def records(self, folder: str) -> Iterator[dict[str, Any]]:
         """All JSON records of a folder, by name."""
-        try:
-            names = self.fs.ls(self.full(folder), detail=False)
-        except FileNotFoundError:
-            return
-        for name in sorted(names):
+        for name in self.names(folder):
             if name.endswith(".json"):
-                yield json.loads(self.fs.cat_file(name))
+                yield self.record(f"{folder}/{name}")
+
+    # -- files
+
+    def cat(self, path: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return bytes(self._do(lambda: self.fs.cat_file(self.full(path))))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of what lies in a folder, sorted; none where it does not exist."""
+        full = self.full(folder) if folder else self.root
+        try:
+            found = self._do(lambda: self.fs.ls(full, detail=False))
+        except FileNotFoundError:
+            return []
+        return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in found)
+
+    def size(self, path: str) -> int:
+        return int(self._do(lambda: self.fs.size(self.full(path))))
 
     # -- views: files that may be written again (the film under its job, the report)
 
     def publish(self, path: str, data: bytes | Path) -> str:
-        """Put a copy under a name that people look for, replacing what was there at once. Returns its full path."""
+        """Put a copy under a name that people look for, replacing what was there at once. Returns its place."""
         full = self.full(path)
         if self.is_local:
             target = Path(full)
@@ -195,10 +264,20 @@ class Store:
             finally:
                 part.unlink(missing_ok=True)
         elif isinstance(data, Path):
-            self.fs.put_file(str(data), full)
+            source = str(data)
+            self._do(lambda: self.fs.put_file(source, full))
         else:
-            self.fs.pipe_file(full, data)
-        return full
+            content = data
+            self._do(lambda: self.fs.pipe_file(full, content))
+        return self.place(path)
+
+
+def _options(uri: str) -> dict[str, Any]:
+    """Of the file system: no listing is remembered, because others write too, and no connection may hang for long."""
+    protocol = uri.partition("://")[0] if "://" in uri else ""
+    waits = {"connect_timeout": 10, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 3}}
+    remembered = {"use_listings_cache": False} if protocol not in ("", "file") else {}
+    return remembered | ({"config_kwargs": waits} if protocol in ("s3", "s3a") else {})
 
 
 def _checksum(data: bytes | Path) -> tuple[str, int]:

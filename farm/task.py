@@ -94,7 +94,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Strip:
-    """Frames of one shot, taken from the frames of `num_inputs` inputs, one after another.
+    """Frames of one shot, taken from the frames of `num_pieces` inputs, one after another.
 
     Frame j of the strip's rate shows the time of frame j * step of the inputs' rate. Where the shot's colours are
     matched, its `SolveColour` is one more input after them.
@@ -103,9 +103,10 @@ class Strip:
     first_frame: int  # of the shot, at the strip's rate
     num_frames: int
     source_frame: int  # of the shot, at the inputs' rate: the first of theirs
-    num_inputs: int
+    num_pieces: int
     step: str  # as a fraction, "1/3"
-    chunk_starts: tuple[int, ...] = ()  # at the inputs' rate; empty where colours stay as they are
+    chunk_starts: tuple[int, ...] = ()  # of the chunks in it, at the inputs' rate; empty where colours stay as they are
+    first_chunk: int = 0  # the correction that the first of them has
 
 
 @dataclass(frozen=True)
@@ -157,19 +158,20 @@ class MeasureColour:
     """Measure by how much the colours of a shot step at one join, beyond how they move around it: JSON."""
 
     join: int  # model frame, the first one after it
+    inner: tuple[int, ...]  # and those near it at which latent frames begin inside chunks
     source_frame: int  # model frame with which the inputs' frames begin
 
 
 @dataclass(frozen=True)
 class SolveColour:
-    """Find by how much to move the colours of each chunk so that its joins do not show: JSON.
+    """Find by how much to move the colours of each chunk so that its joins do not show: JSON, one correction each.
 
     The inputs are the measures of the shot's joins, in order, and before them the solution of the shot that it goes on
-    from, if that has one.
+    from, if that has one: its last correction is then the first one here, for frames that it had generated.
     """
 
-    joins: tuple[int, ...]  # index of the chunk that comes after each measured join
-    num_chunks: int
+    joins: tuple[int, ...]  # the correction that follows each measured join
+    num_corrections: int
     goes_on: bool
 
 

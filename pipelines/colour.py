@@ -1,8 +1,9 @@
 """Colours that drift from chunk to chunk: how far they step at a join, what to do about it, and doing it.
 
-A step is measured in CIE Lab on pixels that optical flow finds in both frames, and only as far as it exceeds how the
-colours move just before and after the join, so that a sunset stays one. Corrections move whole chunks: those are
-sought that make the joins vanish while staying small (ridge regression), and are bounded.
+A step is measured in CIE Lab on pixels that optical flow finds in both frames. A small causal autoencoder pulses where
+a latent frame begins, and a sunset darkens all along, so only what a join steps beyond the places inside chunks where
+latent frames begin counts, and of that what exceeds their spread. A chunk's correction undoes the steps before it; it
+leaks away slowly, so that no error of measuring adds up for ever, and is bounded.
 """
 
 from __future__ import annotations
@@ -21,28 +22,29 @@ from .flow import compared, consistent, flow_between, warp
 from .frames import Frame
 
 Array = NDArray[np.float64]
-AROUND = 3  # frames on each side of a join that are looked at
 MAX_STEP = 5.0  # of Lab: what jumps further is another picture, not drift
 MAX_CORRECTION = 6.0
-RIDGE = 0.02  # how much a correction costs against a step that stays
+LEAK = 0.97  # of a chunk's correction that the next one keeps
 UNSEEN = 0.15  # corrections below this are not worth touching bits for
 
 
 def measure_colour(request: MeasureColour, frames: Iterable[Frame]) -> bytes:
-    """By how much Lab steps at the join beyond its course around it: JSON with `lab`, three numbers."""
-    first, end = request.join - AROUND, request.join + AROUND
-    near: list[Frame] = []
-    at: list[int] = []
+    """By how much Lab steps at the join beyond what it does inside chunks: JSON with `lab`, three numbers."""
+    wanted = {request.join, *request.inner}
+    moves: dict[int, Array] = {}
+    before: Frame | None = None
     for number, frame in enumerate(frames, start=request.source_frame):
-        if number >= end:
-            break
-        if number >= first:
-            near.append(compared(frame))
-            at.append(number)
-    moves = {b: _lab_move(near[i], near[i + 1]) for i, b in enumerate(at[1:])}
-    across = moves.pop(request.join)
-    course = np.median(list(moves.values()), axis=0) if moves else np.zeros(3)
-    return json.dumps({"lab": [round(float(v), 4) for v in across - course]}).encode()
+        now = compared(frame)
+        if number in wanted and before is not None:
+            moves[number] = _lab_move(before, now)
+        before = now
+    step = moves.pop(request.join)
+    if moves:
+        inside = np.array(list(moves.values()))
+        usual = np.median(inside, axis=0)
+        spread = np.median(np.abs(inside - usual), axis=0)
+        step = np.sign(step - usual) * np.maximum(np.abs(step - usual) - spread, 0)
+    return json.dumps({"lab": [round(float(v), 4) for v in step]}).encode()
 
 
 def _lab_move(a: Frame, b: Frame) -> Array:
@@ -61,27 +63,21 @@ def lab_of(frame: Frame) -> NDArray[np.float32]:
 
 
 def solve_colour(request: SolveColour, measures: Sequence[bytes], before: bytes | None) -> bytes:
-    """The correction of every chunk in Lab that best undoes the measured steps: JSON with `lab`, a row a chunk.
+    """The corrections in Lab that undo the measured steps one after the other: JSON with `lab`, a row each.
 
-    Minimises sum over joins (c[k] - c[k - 1] + step[k])^2 + RIDGE * sum over chunks c[k]^2. Chunk 0 of a shot that
-    goes on from another joins to that one's last correction, which is given.
+    c[k] = LEAK * c[k - 1] - step[k] after a measured join, else c[k - 1]; the first is 0, or the last one of the shot
+    that this one goes on from.
     """
-    steps = np.array([json.loads(m)["lab"] for m in measures], np.float64)
-    steps[np.linalg.norm(steps, axis=1) > MAX_STEP] = 0
-    anchor = np.array(json.loads(before)["lab"][-1]) if before is not None else np.zeros(3)
-    rows = np.zeros((len(steps), request.num_chunks))
-    wanted = -steps
-    for i, chunk in enumerate(request.joins):
-        rows[i, chunk] = 1
-        if chunk:
-            rows[i, chunk - 1] = -1
-        else:
-            wanted[i] += anchor
-    normal = rows.T @ rows + RIDGE * np.eye(request.num_chunks)
-    found = np.linalg.solve(normal, rows.T @ wanted)
-    size = np.linalg.norm(found, axis=1, keepdims=True)
-    found *= np.minimum(1, MAX_CORRECTION / np.maximum(size, 1e-9))
-    return json.dumps({"lab": [[round(float(v), 3) for v in row] for row in found]}).encode()
+    steps = {k: np.array(json.loads(m)["lab"], np.float64) for k, m in zip(request.joins, measures, strict=True)}
+    current = np.array(json.loads(before)["lab"][-1]) if before is not None else np.zeros(3)
+    rows = []
+    for k in range(request.num_corrections):
+        if k in steps:
+            step = steps[k] if np.linalg.norm(steps[k]) <= MAX_STEP else np.zeros(3)
+            current = LEAK * current - step
+            current = current * min(1.0, MAX_CORRECTION / max(float(np.linalg.norm(current)), 1e-9))
+        rows.append([round(float(v), 3) for v in current])
+    return json.dumps({"lab": rows}).encode()
 
 
 @dataclass(frozen=True)
@@ -92,8 +88,9 @@ class Corrections:
     lab: NDArray[np.float32]  # (chunks, 3)
 
     @classmethod
-    def from_json(cls, data: bytes, starts: Sequence[int]) -> Corrections:
-        return cls(starts, np.array(json.loads(data)["lab"], np.float32))
+    def from_json(cls, data: bytes, starts: Sequence[int], *, first: int = 0) -> Corrections:
+        """Those of the chunks with these starts, of which the first is number `first`."""
+        return cls(starts, np.array(json.loads(data)["lab"][first : first + len(starts)], np.float32))
 
     def apply(self, frame: Frame, number: int) -> Frame:
         """Frame `number` of the shot with its chunk's correction; the very frame where that is next to nothing."""

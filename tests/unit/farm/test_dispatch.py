@@ -372,3 +372,35 @@ def test_a_long_take_is_decoded_in_runs(replicas: int) -> None:
     assert work <= alone + 28 * 2 * replicas
     if replicas == 4:
         assert now < 0.6 * alone
+
+
+def test_an_output_that_has_gone_is_made_again_before_what_takes_it() -> None:
+    """Of a film that was there up to its latents; the decode task finds them damaged."""
+    tasks = make_film("f", [5, 5])
+    text, latents, frames = list(tasks)[:3]
+    dispatcher = Dispatcher()
+    dispatcher.add_job("f", tasks, set(tasks) - {text, latents})
+    taken = {t.key for t in take_all(dispatcher, ["decode"])}
+    assert frames in taken
+    dispatcher.revive("f", tasks, {latents})
+    dispatcher.requeue(frames)
+    assert frames not in {t.key for t in take_all(dispatcher, ["decode"])}
+    assert latents in {t.key for t in take_all(dispatcher, ["denoise"])}
+    dispatcher.computed(latents)
+    assert [t.key for t in take_all(dispatcher, ["decode"])] == [frames]
+    dispatcher.finished(latents)
+    finish(dispatcher, frames)
+
+    dispatcher.revive("f", tasks, {latents, frames})  # once more, now that both were done in this run
+    assert take_all(dispatcher, ["decode"]) == []
+    assert latents in {t.key for t in take_all(dispatcher, ["denoise"])}
+    finish(dispatcher, latents)
+    assert [t.key for t in take_all(dispatcher, ["decode"])] == [frames]
+    while rest := take_all(dispatcher, ALL):
+        for task in rest:
+            finish(dispatcher, task.key)
+    finish(dispatcher, frames)
+    for task in take_all(dispatcher, ALL):
+        finish(dispatcher, task.key)
+    assert dispatcher.is_settled(tasks)
+    assert not any(dispatcher.is_needed(k) for k in tasks)

@@ -190,3 +190,32 @@ def test_containers_follow_the_codec(suffix: str, codec: str, container: str) ->
 def test_a_container_that_does_not_take_the_codec_is_refused() -> None:
     with pytest.raises(InputError, match=r"\.webm or \.mkv for output.codec vp9"):
         container_of(".mp4", "vp9")
+
+
+def faults_of(wan: Checkpoint, **board: Any) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        film_of(wan, **board)
+    return [p.key for p in caught.value.problems]
+
+
+def test_an_option_of_the_other_mode_is_told_once_where_it_stands() -> None:
+    builtin = find_checkpoint("builtin", beside=Path())
+    shots = [{"id": i, "prompt": "a red ball", "frames": 9} for i in "abc"]
+    for continuity, key in (
+        ({"mode": "extend", "shift": True}, "continuity.shift"),
+        ({"mode": "blend", "max_seam": 1.5}, "continuity.max_seam"),
+        ({"rerolls": 3}, "continuity.rerolls"),
+    ):
+        assert faults_of(builtin, continuity=continuity, shots=shots) == [key]
+    film = film_of(builtin, continuity={"max_seam": 1.5}, shots=[shots[0] | {"continuity": {"mode": "blend"}}])
+    assert film.shots[0].max_seam == 0  # the film's gate is of extend
+    assert film_of(builtin, shots=[shots[0] | {"continuity": {"noise": "independent"}}])
+
+
+def test_an_anchor_needs_a_picture_however_short_the_shot() -> None:
+    shots = [
+        {"id": "a", "prompt": "a red ball", "frames": 17, "continuity": {"mode": "blend"}},
+        {"id": "b", "prompt": "a red ball", "frames": 17, "continue_from": "a",
+         "continuity": {"mode": "blend", "anchor": True}},
+    ]  # fmt: skip
+    assert faults_of(find_checkpoint("builtin", beside=Path()), shots=shots) == ["shots[1].continuity.anchor"]

@@ -116,8 +116,15 @@ def test_rife_beats_a_mix_and_takes_any_size() -> None:
 
 
 def test_without_rifes_weights_the_task_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unreachable() -> bytes:
+        raise OSError("no network")
+
     monkeypatch.setenv("LONGTAKE_RIFE", str(tmp_path / "none.safetensors"))
+    monkeypatch.setattr(rife_setup, "download", unreachable)
     with pytest.raises(InputError, match="rife_setup"):
+        Stage("", ("rife-4.6",))
+    rife_weights().write_bytes(b"others")
+    with pytest.raises(InputError, match="SHA-256"):
         Stage("", ("rife-4.6",))
     video = write_lossless(np.zeros((2, 16, 16, 3), np.uint8), width_px=16, height_px=16)
     made = Stage().run(Interpolate(Strip(0, 4, 0, 1, "1/2"), "flow"), [video], Progress())
