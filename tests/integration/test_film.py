@@ -21,7 +21,7 @@ size: 64x48
 fps: 8
 steps: 3
 seed: 5
-output: {{fps: 24, scale: 2}}
+output: {{fps: 24, scale: 2, interpolate: none}}
 shots:
   - {{id: one, prompt: a red ball rolls over grass, frames: 9}}
   - {{id: two, prompt: a blue cube, seconds: 1.5, seed: 9, guidance: 1.0}}
