@@ -21,7 +21,7 @@ Array = NDArray[Any]
 SHADES = np.linspace(0.38, 1.08, 15)  # of the object's colour, from its dark marks to its lit side
 NEAR = 0.10  # RGB distance within which a colour explains a pixel
 SCAN = (slice(10, 58), slice(16, 80))  # rows and columns where objects may be
-MIN_AREA_PX, BAND_PX = 60, 24
+MIN_AREA_PX, SOFT_PX = 60, 1.5
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def examine(frames: NDArray[np.uint8], *, fps: float = world.FPS) -> Finding:
     pan, travel = _scroll(video, masks, fps)
     heights = masks.any(2).sum(1)[seen]
     zoom = min(_growth_per_s(0.5 * np.log(tracks[seen, 2]), fps, seen), _growth_per_s(np.log(heights), fps, seen))
-    shape = _shape_of(masks[seen][::2]) if seen.any() else ""
     motion = _motion(video / world.object_tint(sky), masks, tracks, travel)
+    shape = _shape_of(masks[seen][::2], spins=motion == "spins") if seen.any() else ""
     return Finding(
         colour=colour, shape=shape, ground=ground, sky=sky, seen=float(seen.mean()), travel_px_s=travel,
         motion=motion, camera=_camera(pan, zoom), pan_px_s=pan, zoom_per_s=zoom,
@@ -192,23 +192,22 @@ def _place(mask: NDArray[np.bool_]) -> tuple[float, float, float]:
 
 
 @cache
-def _outlines(shape: str) -> NDArray[np.float32]:
-    """The shape's outlines at all its attitudes and some sizes, each centred in 48x48: (N, 48, 48)."""
+def _outlines(shape: str, *, spins: bool) -> NDArray[np.float32]:
+    """The shape's outlines at some sizes and all attitudes that it has, each centred in 48x48: (N, 48, 48)."""
     turns = np.linspace(0, 2 * np.pi, 12, endpoint=False)
     none = np.zeros_like(turns)
-    pairs = {
-        "ball": [(none[:1], none[:1])],
-        "cube": [(turns[:6] / 2, none[:6]), (none[:6], turns[:6] / 4 + 0.02)],
-        "cone": [(turns[:8], none[:8]), (none[:1], none[:1])],
-        "car": [(none[:1], none[:1]), (none, turns)],
-    }[shape]
+    upright = (none[:1], none[:1])
+    if spins:
+        pairs = {"cube": [(none[:6], turns[:6] / 4 + 0.02)], "car": [(none, turns)]}.get(shape, [upright])
+    else:
+        pairs = {"cube": [(turns[:6] / 2, none[:6])], "cone": [(turns[:8], none[:8]), upright]}.get(shape, [upright])
     out = []
     for radius in (8.0, 9.0, 10.0, 11.5, 13.0):
         for facing in (1, -1) if shape == "car" else (1,):
             for a, b in pairs:
-                out += [
-                    _centred(m > 0.5) for m in world.silhouettes(shape, radius=radius, turns=a, spins=b, facing=facing)
-                ]
+                drawn = world.silhouettes(shape, radius=radius, turns=a, spins=b, facing=facing)
+                soft = [cv2.GaussianBlur(m, (0, 0), SOFT_PX) for m in drawn]  # thin tips go where pictures are soft
+                out += [_centred(m > 0.5) for m in (*drawn, *soft)]
     return np.stack(out)
 
 
@@ -222,12 +221,12 @@ def _centred(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.asarray(cv2.GaussianBlur(out, (0, 0), 0.7), dtype=np.float32)
 
 
-def _shape_of(masks: NDArray[np.bool_]) -> str:
+def _shape_of(masks: NDArray[np.bool_], *, spins: bool) -> str:
     """The shape whose outlines cover the patches best: intersection over union, mean over frames."""
     seen = np.stack([_centred(m) for m in masks]).reshape(len(masks), -1)
 
     def cover(shape: str) -> float:
-        outlines = _outlines(shape).reshape(-1, seen.shape[1])
+        outlines = _outlines(shape, spins=spins).reshape(-1, seen.shape[1])
         shared = np.minimum(seen[:, None], outlines[None]).sum(-1)
         total = np.maximum(seen[:, None], outlines[None]).sum(-1)
         return float((shared / total).max(1).mean())
@@ -238,8 +237,8 @@ def _shape_of(masks: NDArray[np.bool_]) -> str:
 # -- motion ------------------------------------------------------------------------------------------------------------
 
 
-SHIFTS = np.arange(-10, 10.01, 0.25)  # px between two frames LAG apart
-LAG = 2
+SHIFTS = np.arange(-12, 12.01, 0.25)  # px between two frames LAG apart
+LAG = 3
 ZOOMS = (1.0, 1.15, 1.3, 1.45)
 
 
@@ -269,7 +268,7 @@ def _scroll(video: Array, masks: NDArray[np.bool_], fps: float) -> tuple[float, 
     near = (world.CONTACT_PX - world.HORIZON_PX) / (world.HEIGHT - world.HORIZON_PX)
     rows = np.arange(world.HEIGHT) + 0.5
     best = (np.inf, 0.0, 0.0)
-    pans, travels = np.arange(-3.5, 3.51, 0.25), np.arange(-6, 6.01, 0.25)
+    pans, travels = np.arange(-4.5, 4.51, 0.25), np.arange(-6, 6.01, 0.25)
     pan, travel = (g.ravel() for g in np.meshgrid(pans, travels, indexing="ij"))
     for zoom in ZOOMS:
         y = (rows - 46) / zoom + 46
@@ -298,7 +297,7 @@ def _growth_per_s(log_sizes: Array, fps: float, seen: Array) -> float:
 
 
 def _camera(pan: float, zoom: float) -> str:
-    if abs(pan) > 5.0:
+    if abs(pan) > 4.0:
         return "pans right" if pan > 0 else "pans left"
     return "zooms in" if zoom > 0.025 else ""
 
@@ -312,16 +311,17 @@ def _motion(video: Array, masks: NDArray[np.bool_], tracks: Array, travel: float
         return "bounces"
     if np.median(height) > 5:
         return "floats"
-    if abs(travel) > 6:
+    if abs(travel) > 4:
         return "rolls right" if travel > 0 else "rolls left"
     return "spins" if _stir(video, masks) > STIR else "stands"
 
 
-STIR = 0.016  # measured on drawn clips: 0.023 and more where objects spin, at most 0.010 where they stand
+STIR = 0.030
 
 
 def _stir(video: Array, masks: NDArray[np.bool_]) -> float:
-    """Mean change of colour from frame to frame inside the object."""
-    inside = masks[1:] & masks[:-1]
-    change = np.abs(np.diff(video, axis=0)).mean(-1)
+    """Mean change of colour over half a second inside the object: a turn adds up, a flicker does not."""
+    lag = min(4, len(video) - 1)
+    inside = masks[lag:] & masks[:-lag]
+    change = np.abs(video[lag:] - video[:-lag]).mean(-1)
     return float(change[inside].mean()) if inside.any() else 0.0

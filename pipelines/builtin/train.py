@@ -229,6 +229,9 @@ def drive(
 # Up to this share of the steps: frames of a clip, clips in each half of a batch. Long clips come last: a causal decoder
 # drifts beyond the length it was trained on.
 AUTOENCODER_SCHEDULE = [(0.08, 1, 16), (0.18, 5, 4), (0.75, 17, 1), (0.92, 33, 1), (1.0, 49, 1)]
+GO_ON_SCHEDULE = [(0.8, 17, 1), (0.93, 33, 1), (1.0, 49, 1)]  # of weights that have learned frames already
+LATENT_NOISE, LATENT_SIZE = 0.5, 3e-3  # at most, so that what the transformer gets slightly wrong still decodes well
+GO_ON_RATE = 0.6  # of the peak learning rates
 
 
 class WholeClips:
@@ -314,20 +317,21 @@ def train_autoencoder(out: Path, work: Path, options: Options) -> None:
     if options.begin_with:
         vae = AutoencoderKLWan.from_pretrained(options.begin_with / "vae", dtype=torch.float32, disable_mmap=True)
     clips = WholeClips(vae, options.device)
-    run = Run(vae, work / "autoencoder.safetensors", steps=steps, muon=5e-3, adamw=2e-3, ema=0.998)
+    schedule, rate = (GO_ON_SCHEDULE, GO_ON_RATE) if options.begin_with else (AUTOENCODER_SCHEDULE, 1.0)
+    run = Run(vae, work / "autoencoder.safetensors", steps=steps, muon=rate * 5e-3, adamw=rate * 2e-3, ema=0.998)
     pool = ClipPool(seed=seed, step=run.step)
 
     def loss_at(step: int, half: int) -> torch.Tensor:
-        _, num_frames, batch = next(s for s in AUTOENCODER_SCHEDULE if step < s[0] * steps)
+        _, num_frames, batch = next(s for s in schedule if step < s[0] * steps)
         rng = np.random.default_rng((seed, step, half))
         video, mask = (x.to(options.device) for x in pool.batch(rng, size=batch, num_frames=num_frames))
         with torch.autocast(options.device, torch.bfloat16, cache_enabled=False):
             z = clips.encode(video)
             noise = torch.from_numpy(rng.standard_normal(z.shape, dtype=np.float32)).to(options.device)
-            error = clips.decode(z + 0.1 * noise) - video
-        weight = 1 + 6 * mask
+            error = clips.decode(z + LATENT_NOISE * rng.random() * noise) - video
+        weight = 1 + 10 * mask
         edges = sum((error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (-1, -2))
-        total: torch.Tensor = (error.abs() * weight).mean() + edges + 1e-3 * (z**2).mean()
+        total: torch.Tensor = (error.abs() * weight).mean() + edges + LATENT_SIZE * (z**2).mean()
         return total
 
     if drive(run, Workers(vae, options.threads), loss_at, until=options.until, before=pool.renew):
@@ -385,7 +389,8 @@ START_CONTEXTS = {0: 0.55, 1: 0.20, 2: 0.12, 3: 0.08, 4: 0.05}  # clean latent f
 MIDDLE_CONTEXTS = {0: 0.25, 1: 0.15, 2: 0.35, 3: 0.15, 4: 0.10}  # and in the middle of one
 START_SHARE, CAPTION_DROP = 0.6, 0.1
 CONTEXT_NOISE = 0.15  # at most, on the context, so that the faults of one chunk do not grow in the next
-OBJECT_WEIGHT = 3.0  # of the part of the picture where objects are; the rest counts 1
+OBJECT_WEIGHT = 4.0  # of the part of the picture where objects are; the rest counts 1
+SIGMA_MEAN, SIGMA_SPREAD = 0.0, 1.2  # of the logit of the noise level: shapes and motion are lost at middle levels
 BATCH = 32
 SHARD_CLIPS, SHARDS = 250, 16
 
@@ -453,7 +458,8 @@ def train_transformer(out: Path, work: Path, options: Options) -> None:
     if options.begin_with:
         model.begin_with(options.begin_with)
     model.to(device)
-    run = Run(model, work / "transformer.safetensors", steps=steps, muon=3e-3, adamw=2e-3, ema=0.999)
+    rate = GO_ON_RATE if options.begin_with else 1.0
+    run = Run(model, work / "transformer.safetensors", steps=steps, muon=rate * 3e-3, adamw=rate * 2e-3, ema=0.999)
     weight_HW = torch.ones(latents.shape[3:], device=device)
     weight_HW[2:7, 4:9] = OBJECT_WEIGHT  # fixed, so that it does not move what is learned, only how fast
     weight_HW /= weight_HW.mean()
@@ -470,7 +476,7 @@ def train_transformer(out: Path, work: Path, options: Options) -> None:
         ).float()  # (B, C, F, H, W)
         context = [_draw(rng, START_CONTEXTS if a == 0 else MIDDLE_CONTEXTS) for a in starts]
         is_new = torch.arange(WINDOW_LATENTS)[None] >= torch.tensor(context)[:, None]  # (B, F)
-        sigma = torch.from_numpy(1 / (1 + np.exp(-rng.normal(0.4, 1.1, batch)))).float()
+        sigma = torch.from_numpy(1 / (1 + np.exp(-rng.normal(SIGMA_MEAN, SIGMA_SPREAD, batch)))).float()
         sigma_F = sigma[:, None] * is_new
         blur_F = torch.from_numpy(rng.uniform(0, CONTEXT_NOISE, batch)).float()[:, None] * ~is_new
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))

@@ -158,22 +158,22 @@ class Path:
 def path_of(scene: Scene, times_s: NDArray[np.float64]) -> tuple[Path, float, int]:
     """The scene's geometry over time, the object's radius in px, and the direction it faces (1 right, -1 left)."""
     rng = np.random.default_rng(scene.seed)
-    radius, phase, speed = rng.uniform(8.5, 10.5), rng.uniform(0, 2 * np.pi), rng.uniform(13.0, 19.0)
+    radius, phase, speed = rng.uniform(8.5, 10.5), rng.uniform(0, 2 * np.pi), rng.uniform(9.0, 13.0)
     x0, sway_px = rng.uniform(40, 56), rng.uniform(2, 5)
     facing = {"rolls left": -1, "rolls right": 1}.get(scene.motion, 1 if rng.random() < 0.5 else -1)
     t = times_s[:, None, None].astype(np.float32)
     rolls = scene.motion.startswith("rolls")
     travel = facing * speed * t if rolls else 0 * t
     turning = {"pans left": -1.0, "pans right": 1.0}.get(scene.camera, 0.0)
-    pan = turning * rng.uniform(9.0, 13.0) * t
+    pan = turning * rng.uniform(7.0, 10.0) * t
     zoom = 1 + (0.45 * (1 - np.exp(-t / 4.0)) if scene.camera == "zooms in" else 0 * t)
-    beat_s = rng.uniform(1.1, 1.5)
+    beat_s = rng.uniform(1.6, 2.0)
     height = {
-        "bounces": 17 * np.abs(np.sin(np.pi * t / beat_s + phase)),
+        "bounces": 13 * np.abs(np.sin(np.pi * t / beat_s + phase)),
         "floats": 11 + 3 * np.sin(2 * np.pi * t / 3.2 + phase),
     }.get(scene.motion, 0 * t)
     x = x0 + (sway_px * np.sin(2 * np.pi * t / 6.0 + phase) if rolls or scene.motion == "floats" else 0 * t)
-    spin = facing * (2 * np.pi * t / 2.4) if scene.motion == "spins" else 0 * t
+    spin = facing * (2 * np.pi * t / 3.6) if scene.motion == "spins" else 0 * t
     path = Path(*(np.asarray(a, dtype=np.float32) for a in (travel, pan, zoom, x, height, travel / radius, spin)))
     return path, float(radius), facing
 

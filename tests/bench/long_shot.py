@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,11 @@ import psutil
 from measure import save
 
 LENGTHS_S = (30, 300, 600)
-BOARD = "steps: 2\nshots: [{{id: take, prompt: a red ball rolls over grass at day, seconds: {seconds}}}]\n"
+BOARD = """\
+steps: 2
+output: {{fps: 16, interpolate: flow}}
+shots: [{{id: take, prompt: a red ball rolls over grass at day, seconds: {seconds}}}]
+"""
 LATENT_MIB = 600 * 8 / 4 * 16 * 8 * 12 * 4 / 2**20  # of ten minutes, float32
 
 
@@ -51,19 +57,26 @@ def render(folder: Path, seconds: int) -> dict[str, Any]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True)
     peaks: dict[str, float] = {}
     while process.poll() is None:
-        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-            try:
-                name, resident = _name_of(one), one.memory_info().rss / 2**20
-            except psutil.NoSuchProcess:
-                continue
-            if name:
-                peaks[name] = max(peaks.get(name, 0.0), resident)
+        for name, resident in _residents(process.pid):
+            peaks[name] = max(peaks.get(name, 0.0), resident)
         time.sleep(0.2)
     assert process.stdout is not None
     answer = json.loads(process.stdout.read().splitlines()[-1])
     assert answer["status"] == "completed", answer
     rounded = {name: round(peak) for name, peak in sorted(peaks.items())}
     return {"wall_s": answer["wall_s"], "frames": answer["frames"], "peak_mib": rounded}
+
+
+def _residents(pid: int) -> Iterator[tuple[str, float]]:
+    """Name and resident memory in MiB of each of our processes."""
+    try:
+        everybody = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for one in everybody:
+        with suppress(psutil.NoSuchProcess):
+            if name := _name_of(one):
+                yield name, one.memory_info().rss / 2**20
 
 
 def _name_of(process: psutil.Process) -> str:
