@@ -85,7 +85,7 @@ BUILTIN_WORDS = (
 
 # What the built-in model changes of its family's card.
 BUILTIN: dict[str, Any] = {
-    "name": "builtin", "size": (96, 64), "fps": 8.0, "steps": 20, "guidance": 4.0, "chunk_frames": 17, "max_tokens": 32,
+    "name": "builtin", "size": (96, 64), "fps": 8.0, "steps": 20, "guidance": 3.0, "chunk_frames": 17, "max_tokens": 32,
     "contexts": ("latents", "frames", "last_frame"), "middle_mark": "continued",
     "vocabulary": tuple(BUILTIN_WORDS.split()),
     # least squares over 60 held-out clips of its autoencoder, with noise of 0.5 on the latents, as they are noisy when
