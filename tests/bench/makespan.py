@@ -16,17 +16,15 @@ from typing import Any
 
 import ray
 from bound import makespan_bound
-from in_process import resolve_board
 from measure import save
 from stand_ins.fixed import CALL_S, SECONDS
+from timed_film import render_timed
 
 from actors.controller import start_controller
 from cluster.hardware import Connection
 from farm.checkpoint import find_checkpoint
-from farm.film import job_id_of
-from farm.journal import Job, read_attempts, write_job
-from farm.plan import Plan, make_plan
-from farm.pools import Bounds, Pool, numerics, pools_as_json
+from farm.journal import read_attempts
+from farm.pools import Bounds, Pool, pools_as_json
 from farm.store import Store
 
 NUM_SHOTS, EXTEND_FRAMES = 8, 65  # five chunks of 17 frames that share 5
@@ -55,14 +53,16 @@ def measure(root: Path, replicas: int) -> dict[str, Any]:
         controller = start_controller(f"makespan-{replicas}", str(root), pools_as_json(pools), package="stand_ins")
         while not all(r["node"] for r in ray.get(controller.list_replicas.remote(), timeout=60)):
             time.sleep(0.2)
+        builtin = find_checkpoint("builtin", beside=Path())
         warm = [{"id": f"w{i}", "prompt": f"warm {i}", "frames": 9, "seed": i} for i in range(2 * replicas)]
-        render(controller, store, pools, warm)
+        render_timed(controller, store, pools, {"guidance": 1.0, "shots": warm}, builtin)
         shots = [{"id": f"s{i}", "prompt": f"a {i}", "frames": EXTEND_FRAMES, "seed": i} for i in range(NUM_SHOTS)]
-        plan, _, seconds = render(controller, store, pools, shots)
+        plan, _, seconds = render_timed(controller, store, pools, {"guidance": 1.0, "shots": shots}, builtin)
         numbers = {"encode": 1, "denoise": replicas, "media": replicas}
         bound = makespan_bound(plan.tasks, seconds=SECONDS, pool_of=POOL_OF, num_replicas=numbers)
         take = {"id": "take", "prompt": "a take", "frames": BLEND_FRAMES, "steps": BLEND_STEPS}
-        plan, job, _ = render(controller, store, pools, [take | {"continuity": {"mode": "blend"}}])
+        board = {"guidance": 1.0, "shots": [take | {"continuity": {"mode": "blend"}}]}
+        plan, job, _ = render_timed(controller, store, pools, board, builtin)
         (row,) = (a for a in read_attempts(store, job.id) if a.stage == "denoise")
         (slices,) = (len(t.request.slices) for t in plan.tasks.values() if t.stage == "denoise")
         least = BLEND_STEPS * ceil(slices / replicas) * CALL_S
@@ -70,24 +70,6 @@ def measure(root: Path, replicas: int) -> dict[str, Any]:
         blend = {"denoise_s": row.run_s, "bound_s": least, "ratio": row.run_s / least, "slices": slices}
         told = {"extend": extend, "blend": blend | {"given to helpers": row.info["slices_given"]}}
         return {way: {k: round(v, 3) for k, v in figures.items()} for way, figures in told.items()}
-
-
-def render(
-    controller: Any, store: Store, pools: dict[str, Pool], shots: list[dict[str, Any]]
-) -> tuple[Plan, Job, float]:
-    """Seconds from submitting a film until it is complete."""
-    builtin = find_checkpoint("builtin", beside=Path())
-    film = resolve_board({"guidance": 1.0, "shots": shots}, builtin).film
-    job = Job(job_id_of(film, builtin), film, (builtin,), "")
-    write_job(store, job)
-    plan = make_plan(film, (builtin,), numerics(pools), container="mp4", stills=False)
-    started = time.monotonic()
-    name = ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
-    while (view := ray.get(controller.view.remote(name, wait_s=0.5), timeout=60))["status"] == "active":
-        pass
-    seconds = time.monotonic() - started
-    assert view["status"] == "completed", view
-    return plan, job, seconds
 
 
 if __name__ == "__main__":

@@ -13,18 +13,15 @@ from typing import Any
 
 import ray
 from bound import makespan_bound
-from in_process import resolve_board
 from measure import save
 from stand_ins.fixed import SECONDS
+from timed_film import render_timed
 from tiny_checkpoints import make_wan
 
 from actors.controller import start_controller
 from cluster.hardware import Connection
 from farm.checkpoint import find_checkpoint
-from farm.film import job_id_of
-from farm.journal import Job, write_job
-from farm.plan import make_plan
-from farm.pools import Bounds, Pool, numerics, pools_as_json
+from farm.pools import Bounds, Pool, pools_as_json
 from farm.store import Store
 
 NUM_SHOTS = 12
@@ -58,16 +55,8 @@ def measure(model: Path, root: Path, replicas: int) -> dict[str, float]:
             time.sleep(0.2)
         for what, num_shots in (("warm-up", 2 * replicas), ("film", NUM_SHOTS)):
             shots = [{"id": f"s{i}", "prompt": f"{what} {i}", "frames": 5, "seed": i} for i in range(num_shots)]
-            film = resolve_board({"size": "64x48", "guidance": 1.0, "shots": shots}, checkpoint).film
-            job = Job(job_id_of(film, checkpoint), film, (checkpoint,), what)
-            write_job(store, job)
-            plan = make_plan(film, (checkpoint,), numerics(pools), container="mp4", stills=False)
-            started = time.monotonic()
-            name = ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
-            while (view := ray.get(controller.view.remote(name, wait_s=0.5), timeout=60))["status"] == "active":
-                pass
-            seconds = time.monotonic() - started
-            assert view["status"] == "completed", view
+            board = {"size": "64x48", "guidance": 1.0, "shots": shots}
+            plan, _, seconds = render_timed(controller, store, pools, board, checkpoint)
         bound = makespan_bound(
             plan.tasks, seconds=SECONDS, pool_of=POOL_OF, num_replicas=dict.fromkeys(pools, replicas)
         )

@@ -1,0 +1,33 @@
+"""One film through a running controller, timed: what the benchmarks of makespan share."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from in_process import Board, resolve_board
+
+from farm.checkpoint import Checkpoint
+from farm.film import job_id_of
+from farm.journal import Job, write_job
+from farm.plan import Plan, make_plan
+from farm.pools import Pool, numerics
+from farm.store import Store
+
+
+def render_timed(
+    controller: Any, store: Store, pools: dict[str, Pool], board: Board, checkpoint: Checkpoint
+) -> tuple[Plan, Job, float]:
+    """The film's plan and job, and the seconds from submitting it until it is complete."""
+    film = resolve_board(board, checkpoint).film
+    job = Job(job_id_of(film, checkpoint), film, (checkpoint,), "")
+    write_job(store, job)
+    plan = make_plan(film, (checkpoint,), numerics(pools), container="mp4", stills=False)
+    started = time.monotonic()
+    name = ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
+    while (view := ray.get(controller.view.remote(name, wait_s=0.5), timeout=60))["status"] == "active":
+        pass
+    seconds = time.monotonic() - started
+    assert view["status"] == "completed", view
+    return plan, job, seconds
