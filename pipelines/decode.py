@@ -23,9 +23,11 @@ MAX_CACHE_BYTES = 4 * 2**30  # of the streams that are kept besides the last one
 
 
 class Stage:
-    def __init__(self, model: str, components: Sequence[str] = ("vae",), *, dtype: str = "float32") -> None:
+    def __init__(
+        self, model: str, components: Sequence[str] = ("vae",), *, dtype: str = "float32", offload: bool = False
+    ) -> None:
         (name,) = components
-        self.vae = load_component(model, name, dtype=dtype, device=best_device())
+        self.vae = load_component(model, name, dtype=dtype, device=best_device(), offload=offload)
         self.streams: list[wan.DecodeStream] = []  # least recently used first
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from farm.cards import Matrix
 from farm.checkpoint import rgb_matrix_of
 from farm.task import Denoise
 
+from .checkpoint import StepState, pack, unpack
 from .continuity import anchored, blend, free_noise, grids_of
 from .families import wan
 from .load import best_device, load_component
@@ -35,25 +36,29 @@ def denoise(
     progress: Progress,
     rgb_matrix: Matrix = (),
 ) -> torch.Tensor:
-    """Take noise to latents.
+    """Take noise to latents, from the start or from where another process has stopped (`progress.saved`).
 
     Args:
         latents_BCFHW: noise, float32.
         predict: the family's model with its guidance: (latents, timestep) to a prediction of the latents' shape.
         rgb_matrix: for previews, one row a latent channel, then the bias.
     Raises:
-        TaskCanceled: between two steps.
+        TaskCanceled, Halted: between two steps.
     """
     scheduler.set_timesteps(steps, device=latents_BCFHW.device)
     scheduler.set_begin_index(0)
-    progress.advance(0, steps)
+    if progress.saved is not None:
+        state = unpack(progress.saved, scheduler, device=str(latents_BCFHW.device))
+        latents_BCFHW, progress.resumed_at = state.latents, state.step
+    done = progress.resumed_at
+    progress.advance(done, steps)
     shown_at = time.monotonic()
-    for i, t in enumerate(scheduler.timesteps):
+    for i, t in enumerate(scheduler.timesteps[done:], start=done):
         prediction = predict(latents_BCFHW, t)
         latents_BCFHW = scheduler.step(prediction, t, latents_BCFHW, return_dict=False)[0]
         if time.monotonic() - shown_at > PREVIEW_EVERY_S:
             progress.preview, shown_at = preview_png(latents_BCFHW, rgb_matrix), time.monotonic()
-        progress.advance(i + 1, steps)
+        progress.advance(i + 1, steps, partial(pack, StepState(i + 1, latents_BCFHW), scheduler))
     return latents_BCFHW
 
 
@@ -104,10 +109,13 @@ class Stage:
     """Holds the transformer (both experts where there are two) and the scheduler, nothing else."""
 
     def __init__(
-        self, model: str, components: Sequence[str] = ("transformer", "scheduler"), *, dtype: str = "float32"
-    ) -> None:
+        self, model: str, components: Sequence[str] = ("transformer", "scheduler"), *, dtype: str = "float32",
+        offload: bool = False,
+    ) -> None:  # fmt: skip
         self.device, self.rgb_matrix = best_device(), rgb_matrix_of(model)
-        self.components = {c: load_component(model, c, dtype=dtype, device=self.device) for c in components}
+        self.components = {
+            c: load_component(model, c, dtype=dtype, device=self.device, offload=offload) for c in components
+        }
 
     @torch.no_grad()
     def run(self, request: Denoise, inputs: Sequence[Artifact], progress: Progress) -> Result:

@@ -25,10 +25,11 @@ class Stage:
     """Made with the tokenizer and the text encoder for prompts, with the autoencoder for pictures and frames."""
 
     def __init__(
-        self, model: str, components: Sequence[str] = ("tokenizer", "text_encoder"), *, dtype: str = "float32"
-    ) -> None:
+        self, model: str, components: Sequence[str] = ("tokenizer", "text_encoder"), *, dtype: str = "float32",
+        offload: bool = False,
+    ) -> None:  # fmt: skip
         device = best_device()
-        self.components = {c: load_component(model, c, dtype=dtype, device=device) for c in components}
+        self.components = {c: load_component(model, c, dtype=dtype, device=device, offload=offload) for c in components}
 
     @torch.no_grad()
     def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result:

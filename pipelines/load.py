@@ -23,13 +23,14 @@ HOMES = {
 }
 
 
-def load_component(folder: str, component: str, *, dtype: str, device: str) -> Any:
+def load_component(folder: str, component: str, *, dtype: str, device: str, offload: bool = False) -> Any:
     """Load one component that model_index.json names.
 
     Args:
         folder: a checkpoint in diffusers format.
         component: "vae", "transformer", "tokenizer", "scheduler" ...
         dtype: of its weights; ignored by components without weights.
+        offload: keep the weights on the host, and bring each layer's to the GPU when it is needed: slow, same bits.
     """
     index = json.loads((Path(folder) / "model_index.json").read_text())
     library, name = index[component]
@@ -45,6 +46,13 @@ def load_component(folder: str, component: str, *, dtype: str, device: str) -> A
         )
     module.eval().requires_grad_(False)
     own_memory(module)
+    if offload and device != "cpu":
+        from diffusers.hooks import apply_group_offloading
+
+        apply_group_offloading(
+            module, onload_device=torch.device(device), offload_device=torch.device("cpu"), offload_type="leaf_level"
+        )
+        return module
     return module.to(device)
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from farm.errors import TaskCanceled
+from farm.errors import Halted, TaskCanceled
 
 Artifact = bytes | Path
 
@@ -28,19 +28,38 @@ class Progress:
     num_steps: int = 1
     preview: bytes = b""  # PNG
     canceled: bool = False
+    halted: bool = False  # the same, with the state kept first, by stages that have one
     first_step_at: float = 0.0  # seconds since the epoch
     share: Any = None  # a `continuity.Share`, where others may predict slices for this task
+    saved: bytes | None = None  # the state from which to go on (pipelines/checkpoint.py)
+    resumed_at: int = 0  # the step that it had reached
+    keep: Callable[[int, bytes, bool], None] | None = None  # takes (step, state, whether to wait until it is safe)
+    keep_every_s: float = 0.0
+    keep_every_steps: int = 0
+    kept_at: float = field(default_factory=time.monotonic)
 
-    def advance(self, step: int, num_steps: int) -> None:
+    def advance(self, step: int, num_steps: int, state: Callable[[], bytes] | None = None) -> None:
         """Note that `step` steps are done.
 
+        Args:
+            state: makes what another process needs to go on from here.
         Raises:
             TaskCanceled: somebody asked for it.
+            Halted: somebody asked for it, and the state is safe.
         """
         self.step, self.num_steps = step, num_steps
         self.first_step_at = self.first_step_at or (time.time() if step else 0.0)
         if self.canceled:
             raise TaskCanceled(f"canceled after step {step} of {num_steps}")
+        if state is None or self.keep is None or step == num_steps:
+            return
+        if self.halted:
+            self.keep(step, state(), True)
+            raise Halted(f"stopped after step {step} of {num_steps}, which another replica goes on from")
+        every_s, every = self.keep_every_s, self.keep_every_steps
+        if step and ((every_s and time.monotonic() - self.kept_at >= every_s) or (every and step % every == 0)):
+            self.keep(step, state(), False)
+            self.kept_at = time.monotonic()
 
 
 @dataclass(frozen=True)
