@@ -1,115 +1,121 @@
-"""The replicas of the pools: starting, watching and stopping them, in Ray's words.
+"""Replicas in Ray's words: how they are started, used, watched and stopped, and what a cluster has.
 
 How many there should be is decided in farm/scaling.py; what runs on them in farm/dispatch.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 
-from farm.pools import NodeFacts, Pool, asked, numerics_of, stages_of
-from farm.scaling import may_leave, num_replicas_wanted
+from farm.errors import FarmError, ReplicaLost
+from farm.fleet import Ran, ReplicaSpec, Status
+from farm.pools import NodeFacts, Pool
+from farm.task import Task
 
-from .replica import Replica, ReplicaSpec, Status
-
-
-@dataclass
-class Slot:
-    """One replica as the controller sees it."""
-
-    name: str
-    pool: str
-    handle: Any
-    node: str = ""  # empty until it has started
-    pid: int = 0
-    busy: str | None = None  # key of the task it runs
-    lent_to: str = ""  # key of the task, run by another replica, that it predicts slices for while it is idle
-    is_prepared: bool = False  # for that
-    idle_since: float = 0.0
-    status: Status | None = None
-
-    def free(self) -> None:
-        self.busy, self.idle_since, self.status = None, time.monotonic(), None
+from .replica import Replica
 
 
-class Replicas:
-    """All replicas of a farm, those that are still starting included."""
+@contextlib.contextmanager
+def _in_our_words() -> Iterator[None]:
+    """Ray's errors as the farm's."""
+    try:
+        yield
+    except ray.exceptions.ActorUnavailableError as e:
+        raise ReplicaLost(_first_line(e), is_unreachable=True) from e
+    except ray.exceptions.RayTaskError as e:
+        if isinstance(e.cause, FarmError | OSError):
+            raise e.cause from e
+        raise
+    except ray.exceptions.RayError as e:
+        raise ReplicaLost(_first_line(e)) from e
 
-    def __init__(self, pools: Mapping[str, Pool], *, store_uri: str, package: str) -> None:
-        self.pools, self.store_uri, self.package = pools, store_uri, package
-        self.stages = {name: stages_of(pools, name) for name in pools}
-        self.slots: dict[str, Slot] = {}
-        self.numbers = itertools.count()
 
-    def of(self, pool: str) -> list[Slot]:
-        return [slot for slot in self.slots.values() if slot.pool == pool]
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).strip().splitlines() if line.strip()), type(error).__name__)
 
-    def scale(self, name: str, *, waiting: int) -> list[Slot]:
-        """Bring a pool nearer to the size that its work asks for. Returns the replicas that were asked for."""
-        bounds, slots = self.pools[name].replicas, self.of(name)
-        busy = sum(slot.busy is not None for slot in slots)
-        wanted = num_replicas_wanted(waiting=waiting, busy=busy, least=bounds.min, most=bounds.max)
-        asked_for = [self._start(name) for _ in range(wanted - len(slots))]
-        now, left = time.monotonic(), len(slots)
-        for slot in slots:
-            is_idle = slot.node and slot.busy is None and not slot.lent_to
-            if is_idle and may_leave(idle_s=now - slot.idle_since, num_replicas=left, wanted=wanted):
-                self.drop(slot)
-                left -= 1
-        return asked_for
 
-    async def wait_for_start(self, slot: Slot) -> str:
-        """Wait until a replica answers. Returns why it will not, or nothing."""
-        pool = self.pools[slot.pool]
-        try:
-            slot.node, slot.pid = await asyncio.wait_for(slot.handle.where.remote(), pool.start_timeout_s)
-        except TimeoutError:
-            self.drop(slot)
-            has = "; ".join(f"{n.cpus:g} CPU, {n.gpus:g} GPU" for n in cluster_nodes())
-            return (
-                f"pool {slot.pool} asked for {asked(pool)} and got none in {pool.start_timeout_s:g} s; there is {has}"
-            )
-        except ray.exceptions.RayError as e:
-            self.drop(slot)
-            return f"a replica of pool {slot.pool} could not start: {str(e).strip().splitlines()[-1]}"
-        slot.idle_since = time.monotonic()
-        return ""
+class RayHands:
+    """`farm.fleet.Hands` on a Ray cluster."""
 
-    def drop(self, slot: Slot) -> None:
-        """Stop a replica and forget it."""
-        self.slots.pop(slot.name, None)
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.kill(slot.handle, no_restart=True)
+    def __init__(self) -> None:
+        self.words = itertools.count(1)  # to replicas, on their helpers
 
-    def _start(self, name: str) -> Slot:
-        pool, stages = self.pools[name], tuple(self.stages[name])
-        replica = f"{name}-{next(self.numbers)}"
-        spec = ReplicaSpec(
-            name=replica, pool=name, stages=stages, cpus=pool.cpus, gpus=pool.gpus, store_uri=self.store_uri,
-            package=self.package, numerics={s: dict(numerics_of(pool, s)) for s in stages if s != "assemble"},
-        )  # fmt: skip
+    def start(self, spec: ReplicaSpec, pool: Pool, *, avoid: Sequence[str]) -> Any:
         actor = ray.remote(concurrency_groups={"io": 2, "store": 2})(Replica)
-        slot = self.slots[replica] = Slot(replica, name, actor.options(**ray_options(pool)).remote(spec))
-        return slot
+        return actor.options(**ray_options(pool, avoid=avoid)).remote(spec)
+
+    async def place(self, handle: Any) -> tuple[str, int]:
+        with _in_our_words():
+            node, pid = await handle.where.remote()
+            return node, pid
+
+    async def run(self, handle: Any, task: Task, inputs: Sequence[tuple[Task, Any]], *, frugal: bool) -> Ran:
+        with _in_our_words():
+            ran: Ran = await handle.run.remote(task, inputs, frugal)
+            return ran
+
+    async def persist(self, handle: Any, key: str) -> int:
+        with _in_our_words():
+            return int(await handle.persist.remote(key))
+
+    async def status(self, handle: Any) -> Status:
+        with _in_our_words():
+            status: Status = await handle.status.remote()
+            return status
+
+    async def prepare(self, handle: Any, task: Task, inputs: Sequence[tuple[Task, Any]]) -> None:
+        try:
+            with _in_our_words():
+                await handle.prepare.remote(task, inputs)
+        except (ray.exceptions.RayTaskError, FarmError, OSError) as e:
+            raise ReplicaLost(f"it cannot help: {_first_line(e)}") from e
+
+    def lend(self, handle: Any, key: str, helpers: Mapping[str, Any]) -> None:
+        handle.lend.remote(next(self.words), key, dict(helpers))
+
+    def cancel(self, handle: Any, key: str) -> None:
+        handle.cancel.remote(key)
+
+    def halt(self, handle: Any, key: str) -> None:
+        handle.halt.remote(key)
+
+    def warm(self, handle: Any, wanted: Sequence[tuple[str, str, tuple[tuple[str, str], ...]]]) -> None:
+        handle.warm.remote(wanted)
+
+    def stop(self, handle: Any) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(handle, no_restart=True)
+
+    def is_node_alive(self, node: str) -> bool:
+        return node in self.nodes()
+
+    def nodes(self) -> list[str]:
+        return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+    def draining(self) -> list[str]:
+        from ray._private.state import state  # Ray Serve asks in this way; there is no public one
+
+        return list(state.get_draining_nodes())
+
+    def cluster(self) -> str:
+        return "there is " + "; ".join(f"{n.cpus:g} CPU, {n.gpus:g} GPU" for n in cluster_nodes())
 
 
-def ray_options(pool: Pool) -> dict[str, Any]:
-    """A pool's hardware as options of a Ray actor."""
+def ray_options(pool: Pool, *, avoid: Sequence[str] = ()) -> dict[str, Any]:
+    """A pool's hardware as options of a Ray actor that is started on any node but these."""
     options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_restarts": 0, "max_task_retries": 0}
     if pool.memory_gib:
         options["memory"] = int(pool.memory_gib * 2**30)
     if pool.accelerator:
         options["accelerator_type"] = pool.accelerator
-    if pool.labels:
-        options["label_selector"] = dict(pool.labels)
+    labels = dict(pool.labels) | ({"ray.io/node-id": f"!in({','.join(avoid)})"} if avoid else {})
+    if labels:
+        options["label_selector"] = labels
     return options
 
 
@@ -128,10 +134,6 @@ def cluster_nodes() -> list[NodeFacts]:
             )
         )  # fmt: skip
     return facts
-
-
-def is_node_alive(node_id: str) -> bool:
-    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
 def can_grow() -> bool:

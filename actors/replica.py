@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 import importlib
 import importlib.metadata
 import logging
@@ -17,20 +18,34 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
 
-from farm.errors import DamagedError, FarmError, InputError, StoreError, TaskCanceled
+from farm.errors import (
+    DamagedError,
+    FarmError,
+    Halted,
+    InputError,
+    StoreError,
+    StoreFull,
+    StoreUnreachable,
+    TaskCanceled,
+)
+from farm.fleet import Ran, ReplicaSpec, Status
 from farm.pools import THREAD_ENVIRONMENT
+from farm.step_checkpoints import forget_steps, keep_step, read_step
 from farm.store import Store
-from farm.task import Outcome, Task
+from farm.task import Cause, Outcome, Task
 
 from .lending import Helpers
 
@@ -38,44 +53,9 @@ log = logging.getLogger(__name__)
 FETCH_TIMEOUT_S = 120.0  # for an input in the object store, before it is read from the store instead
 Loaded = tuple[str, tuple[tuple[str, str], ...]]  # folder and (component, fingerprint): a folder's weights may change
 MODEL_STAGES = {"encode", "denoise", "decode", "interpolate"}
-
-
-@dataclass(frozen=True)
-class ReplicaSpec:
-    """What a replica is told when it is made; `numerics` by stage."""
-
-    name: str
-    pool: str
-    stages: tuple[str, ...]
-    numerics: dict[str, dict[str, Any]]
-    cpus: int
-    gpus: float
-    store_uri: str
-    package: str  # whose modules are the stages: `pipelines`, or stand-ins of a benchmark
-
-
-@dataclass(frozen=True)
-class Ran:
-    """How an attempt went, before its output is persisted. `value` refers to the artifact's bytes."""
-
-    outcome: Outcome
-    started_at: float
-    ended_at: float
-    load_s: float = 0.0
-    reason: str = ""
-    value: Any = None
-    peak_memory_bytes: int = 0
-    info: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Status:
-    """What a replica is doing; `preview` only where it is new."""
-
-    task: str | None
-    step: int
-    num_steps: int
-    preview: bytes
+OFFLOADING = {"encode", "denoise", "decode"}  # stages that can keep weights on the host
+LEAVE_S = 60.0  # at most, to stop between two steps and put away what is made, when the process is told to end
+KEEP_TIMEOUT_S = 30.0  # for the last checkpoint before that
 
 
 @functools.cache
@@ -95,6 +75,55 @@ def trim_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
+def cause_of(error: BaseException) -> Cause:
+    """What kind of failure an error is."""
+    if isinstance(error, InputError):
+        return "input"
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "low on memory")
+    is_short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return "memory" if is_short or any(w in str(error).lower() for w in words) else "error"
+
+
+def energy_j() -> float | None:
+    """Joules that the GPUs of this process have used since they were started; None where that is not told (NVML)."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v.isdigit()]
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(int(v)) for v in visible]
+        return sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(h) for h in handles) / 1000 if handles else None
+    except Exception:  # noqa: BLE001  # no NVML, no driver, a device that does not count
+        return None
+
+
+class _Keeper:
+    """Writes a task's step checkpoints, one at a time and beside the task; what comes meanwhile is passed over."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self.store, self.key = store, key
+        self.pool = ThreadPoolExecutor(1)
+        self.writing: Future[None] | None = None
+        self.num_kept = 0
+
+    def __call__(self, step: int, data: bytes, is_last: bool) -> None:
+        if self.writing is not None and not self.writing.done() and not is_last:
+            return
+        self.writing = self.pool.submit(self._write, step, data)
+        if is_last:
+            self.writing.result(KEEP_TIMEOUT_S)
+
+    def _write(self, step: int, data: bytes) -> None:
+        try:
+            keep_step(self.store, self.key, step, data, made_with=made_with())
+            self.num_kept += 1
+        except (OSError, StoreError) as e:  # the task can do without
+            log.warning("no checkpoint after step %d of %s: %s", step, self.key, e)
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True)
+
+
 class _Inputs(Sequence[bytes | Path]):
     """A task's inputs, each fetched when it is asked for, so that a long shot's frames are never in memory together."""
 
@@ -111,7 +140,7 @@ class _Inputs(Sequence[bytes | Path]):
 
 
 class Replica:
-    """See the module; made by `actors.pool.Replicas`."""
+    """See the module; made by `actors.pool.RayHands`."""
 
     def __init__(self, spec: ReplicaSpec) -> None:
         os.environ.update(THREAD_ENVIRONMENT)
@@ -123,6 +152,8 @@ class Replica:
         self.progress: Any = None
         self.current: str | None = None
         self.canceled: set[str] = set()
+        self.halted: set[str] = set()
+        self.is_leaving = False
         self.helpers: Helpers | None = None  # of the task that runs here
         self.lent: tuple[int, str, dict[str, Any]] = (0, "", {})  # the last word of the controller on helpers
         self.assisting: tuple[str, Any, Any] | None = None  # key of another's task, its stage, predictions by slice
@@ -130,6 +161,21 @@ class Replica:
             import torch
 
             torch.set_num_threads(spec.cpus)
+        signal.signal(signal.SIGTERM, self._leave)  # in place of Ray's handler, which ends the process at once
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        """The machine will go: keep the state of what runs, put away what is made, and end."""
+        self.is_leaving = True
+        if self.progress is not None:
+            self.progress.halted = True
+        threading.Thread(target=self._end_when_done, daemon=True).start()
+
+    def _end_when_done(self) -> None:
+        end = time.monotonic() + LEAVE_S
+        while (self.current or self.unsaved) and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.5)  # for the last answer to get away
+        os._exit(0)
 
     @ray.method(concurrency_group="io")
     def where(self) -> tuple[str, int]:
@@ -140,9 +186,9 @@ class Replica:
     def status(self) -> Status:
         progress, task = self.progress, self.current
         if progress is None or task is None:
-            return Status(None, 0, 1, b"")
+            return Status(None, 0, 1, b"", self.is_leaving)
         preview, progress.preview = progress.preview, b""
-        return Status(task, progress.step, progress.num_steps, preview)
+        return Status(task, progress.step, progress.num_steps, preview, self.is_leaving)
 
     @ray.method(concurrency_group="io")
     def cancel(self, key: str) -> None:
@@ -150,6 +196,13 @@ class Replica:
         self.canceled.add(key)
         if self.current == key and self.progress is not None:
             self.progress.canceled = True
+
+    @ray.method(concurrency_group="io")
+    def halt(self, key: str) -> None:
+        """The same, with its state kept first; what has no state is finished."""
+        self.halted.add(key)
+        if self.current == key and self.progress is not None:
+            self.progress.halted = True
 
     @ray.method(concurrency_group="io")
     def lend(self, number: int, key: str, handles: dict[str, Any]) -> None:
@@ -177,14 +230,26 @@ class Replica:
 
     @ray.method(concurrency_group="store")
     def persist(self, key: str) -> int:
-        """Write a finished task's artifact to the store; its size in bytes."""
+        """Write a finished task's artifact to the store; its size in bytes.
+
+        Raises:
+            StoreFull, OSError: it is kept, to be written later.
+        """
         task, artifact, info = self.unsaved[key]
+        is_kept = False
         try:
             record = self.store.put(task, artifact, info=info)
+            if info.get("checkpoints") or info.get("resumed_at"):
+                with contextlib.suppress(OSError, StoreError):  # what is left is collected later
+                    forget_steps(self.store, key)
+        except (StoreFull, OSError):
+            is_kept = True
+            raise
         finally:
-            self.unsaved.pop(key, None)
-            if isinstance(artifact, Path):
-                shutil.rmtree(artifact.parent, ignore_errors=True)  # the stage made the folder for it alone
+            if not is_kept:
+                self.unsaved.pop(key, None)
+                if isinstance(artifact, Path):
+                    shutil.rmtree(artifact.parent, ignore_errors=True)  # the stage made the folder for it alone
         return int(record["size"])
 
     def warm(self, wanted: Sequence[tuple[str, str, tuple[tuple[str, str], ...]]]) -> None:
@@ -195,42 +260,80 @@ class Replica:
             except Exception as e:  # noqa: BLE001  # told by the task that needs it
                 log.info("warming %s failed: %s", stage, e)
 
-    def run(self, task: Task, inputs: Sequence[tuple[Task, Any]]) -> Ran:
+    def run(self, task: Task, inputs: Sequence[tuple[Task, Any]], frugal: bool = False) -> Ran:
         """Run one task.
 
         Args:
             inputs: each input's task and, where its value is still in the object store, a reference to its bytes.
+            frugal: with as little memory as gives the same bits: nothing else stays loaded, weights stay on the host.
         """
-        started_at, load_s = time.time(), 0.0
+        started_at, load_s, energy = time.time(), 0.0, energy_j() if self.spec.gpus else None
+        keeper = _Keeper(self.store, task.key)
+        told: dict[str, Any] = {"frugal": True} if frugal else {}
+        if self.is_leaving:
+            return self._ran(
+                "interrupted", started_at, 0.0, reason="the replica is about to end", info={"leaving": True}
+            )
         try:
             from pipelines import rolls
             from pipelines.stage import Progress
 
             self.assisting, self.helpers = None, Helpers(task.key)
             self.helpers.hear(*self.lent[1:])
-            self.progress = Progress(canceled=task.key in self.canceled, share=self.helpers)
+            self.progress = Progress(
+                canceled=task.key in self.canceled, halted=task.key in self.halted, share=self.helpers
+            )
             self.current = task.key
-            stage, load_s = self._stage(task.stage, (task.model, task.components))
+            if self.is_leaving:  # told so since
+                self.progress.halted = True
+            if task.stage == "denoise":
+                self.progress.saved = read_step(self.store, task.key, made_with=made_with())
+                self.progress.keep, self.progress.keep_every_s = keeper, self.spec.checkpoint_s
+                self.progress.keep_every_steps = self.spec.checkpoint_steps
+            if frugal:
+                self._let_go_of_all()
+            stage, load_s = self._stage(task.stage, (task.model, task.components), frugal=frugal)
             result = rolls.run(stage, task.request, _Inputs(self._input, inputs), self.progress)
-            self.unsaved[task.key] = (task, result.artifact, {**result.info, "made_with": made_with()})
+            keeper.close()
+            told |= {"resumed_at": self.progress.resumed_at, "checkpoints": keeper.num_kept}
+            told = {name: value for name, value in told.items() if value}
+            self.unsaved[task.key] = (task, result.artifact, {**result.info, **told, "made_with": made_with()})
             value = ray.put(result.artifact) if isinstance(result.artifact, bytes) else None
             info = {"first_step_at": self.progress.first_step_at, "slices_given": self.helpers.num_given, **result.info}
-            return self._ran("succeeded", started_at, load_s, value=value, info=info)
+            if energy is not None and (now := energy_j()) is not None:
+                told["energy_j"] = now - energy
+            return self._ran("succeeded", started_at, load_s, value=value, info=info | told)
+        except Halted as e:
+            told |= {"halted": True, "step": self.progress.step, "leaving": self.is_leaving}
+            return self._ran("interrupted", started_at, load_s, reason=str(e), info=told)
         except TaskCanceled as e:
             return self._ran("canceled", started_at, load_s, reason=str(e))
         except Exception as e:  # noqa: BLE001  # translated: the controller decides what to do with it
             log.warning("task %s failed:\n%s", task.key, traceback.format_exc())
-            info = {"input_error": isinstance(e, InputError), "input_missing": isinstance(e, StoreError)}
+            told |= {"input_missing": True} if isinstance(e, StoreError) else {}
+            told |= {"store_out_of_order": True} if isinstance(e, StoreUnreachable) else {}
             if isinstance(e, DamagedError):
-                info["damaged"] = e.key
+                told["damaged"] = e.key
             reason = str(e) if isinstance(e, FarmError) else f"{type(e).__name__}: {e}"
-            return self._ran("failed", started_at, load_s, reason=reason[:2000], info=info)
+            return self._ran("failed", started_at, load_s, reason=reason[:2000], cause=cause_of(e), info=told)
         finally:
             self.current = self.progress = self.helpers = None
             self.canceled.discard(task.key)
+            self.halted.discard(task.key)
+            keeper.close()
+            if frugal:
+                self._let_go_of_all()
             trim_memory()
 
-    def _stage(self, stage: str, origin: Loaded) -> tuple[Any, float]:
+    def _let_go_of_all(self) -> None:
+        """Unload every stage."""
+        self.loaded.clear()
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _stage(self, stage: str, origin: Loaded, *, frugal: bool = False) -> tuple[Any, float]:
         """The loaded stage and the seconds that loading it took now.
 
         A stage keeps one model: several objects only where its kinds of tasks use different components of it.
@@ -249,7 +352,8 @@ class Replica:
                 del ours[old_folder, old]
         started = time.perf_counter()
         module = importlib.import_module(f"{self.spec.package}.{stage}")
-        built = ours[origin] = module.Stage(folder, names, **self.spec.numerics.get(stage, {}))
+        how = {"offload": True} if frugal and stage in OFFLOADING else {}
+        built = ours[origin] = module.Stage(folder, names, **self.spec.numerics.get(stage, {}), **how)
         return built, time.perf_counter() - started
 
     def _input(self, source: Task, value: Any) -> bytes | Path:
@@ -260,7 +364,10 @@ class Replica:
                 log.info("value of %s is gone (%s); reading the store", source.key, type(e).__name__)
         if source.stage == "assemble" and (path := self.store.local_path_of(source)):
             return path
-        return self.store.read(source)
+        try:
+            return self.store.read(source)
+        except OSError as e:
+            raise StoreUnreachable(f"the store {self.store.uri} cannot be read: {e}") from e
 
     def _ran(self, outcome: Outcome, started_at: float, load_s: float, **more: Any) -> Ran:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

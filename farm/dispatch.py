@@ -16,7 +16,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from .task import Task, TaskState
+from .states import WAITING, TaskState, task_after
+from .task import Task
 
 RUN_TASKS = 16  # so far ahead of where a replica is, another may begin a run of its own, and pay what it lacks
 
@@ -30,13 +31,22 @@ class Node:
     chain: float
     state: TaskState = "queued"
     missing: int = 0  # inputs that are not computed
-    is_ready: bool = False  # queued, and in the heap
+    is_ready: bool = False  # waiting for nothing but a replica, and in the heap
+    entry: int = 0  # number of its valid entry there
     is_computed: bool = False
     is_doomed: bool = False  # active, but an input has failed for good: another try would be in vain
     holds_inputs: bool = True  # until it is safe or will never run
-    avoid: frozenset[str] = frozenset()
+    avoid: frozenset[str] = frozenset()  # replicas
+    pools: frozenset[str] = frozenset()  # that may take it; empty: any that serves its stage
     users: dict[str, None] = field(default_factory=dict)  # keys of the tasks that take this one's output
     replica: str = ""  # that was given it last
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in WAITING
+
+    def move(self, event: str) -> None:
+        self.state = task_after(self.state, event)
 
 
 def remaining_chains(tasks: Mapping[str, Task], keys: Iterable[str]) -> dict[str, float]:
@@ -63,16 +73,22 @@ class Dispatcher:
         self.order = itertools.count()
         self.num_ready: Counter[str] = Counter()  # by stage
         self.num_holding: Counter[str] = Counter()  # unfinished tasks that take an output, by its key
+        self.held: set[str] = set()  # jobs whose tasks wait until they are released
 
     def add_job(self, job: str, tasks: Mapping[str, Task], to_run: set[str], *, priority: int = 50) -> None:
         """Take on the tasks of a job that must run; those that another job already asked for are shared."""
         chains = remaining_chains(tasks, to_run)
         for key in [k for k in tasks if k in to_run]:
             node = self.nodes.get(key)
-            if node is not None and node.state in ("queued", "active", "completed"):
+            if node is not None:
                 node.jobs[job] = priority
-                if node.is_ready:
-                    self._push(node)  # its priority may have risen; the older entry is passed over when it comes up
+                if node.state in ("failed", "canceled"):  # for another job; this one may have more luck
+                    self._reopen(node)
+                elif node.state == "paused" and job not in self.held:
+                    node.move("resume")
+                    self._ready_if_it_can(node)
+                elif node.is_ready:
+                    self._push(node)  # its priority may have risen
                 continue
             node = self.nodes[key] = Node(tasks[key], {job: priority}, chains[key])
             self.num_holding.update(tasks[key].inputs)
@@ -80,10 +96,12 @@ class Dispatcher:
                 if source in to_run and source in self.nodes:
                     self.nodes[source].users[key] = None
                     node.missing += not self.nodes[source].is_computed
+            if self._is_held(node):
+                node.move("pause")
             self._ready_if_it_can(node)
 
     def take(
-        self, stages: Iterable[str], *, replica: str, peers: Iterable[str], idle: Iterable[str] = ()
+        self, stages: Iterable[str], *, replica: str, peers: Iterable[str], idle: Iterable[str] = (), pool: str = ""
     ) -> Task | None:
         """Hand out the best ready task of these stages to a replica; None where there is none for it.
 
@@ -93,6 +111,7 @@ class Dispatcher:
         Args:
             peers: all replicas that could take such tasks, for tasks that should avoid some of them.
             idle: those of them that ask for work now.
+            pool: the replica's.
         """
         peers, idle, put_back = set(peers), set(idle), []
         chosen = None
@@ -102,9 +121,13 @@ class Dispatcher:
                 break
             entry = heapq.heappop(min(heads, key=lambda heap: heap[0]))
             node = self.nodes.get(entry[3])
-            if node is None or not node.is_ready:
-                continue  # an older entry of a task that went on since
-            if (replica in node.avoid and peers - node.avoid) or self._is_kept(node, replica, peers, idle):
+            if node is None or not node.is_ready or node.entry != entry[2]:
+                continue  # an older entry of a task that went on, or whose priority changed, since
+            if (
+                (node.pools and pool not in node.pools)
+                or (replica in node.avoid and peers - node.avoid)
+                or self._is_kept(node, replica, peers, idle)
+            ):
                 put_back.append((node.task.stage, entry))
                 continue
             chosen = node
@@ -113,14 +136,15 @@ class Dispatcher:
         if chosen is None:
             return None
         self._not_ready(chosen)
-        chosen.state, chosen.replica = "active", replica
+        chosen.move("hand out")
+        chosen.replica = replica
         return chosen.task
 
     def _is_kept(self, node: Node, replica: str, peers: set[str], idle: set[str]) -> bool:
         """Whether a ready task waits for another replica than the one that asks."""
         before = self.nodes.get(node.task.near)
         for _ in range(RUN_TASKS):  # back to the last one that was given to a replica
-            if before is None or before.replica or before.state != "queued":
+            if before is None or before.replica or not before.is_waiting:
                 break
             before = self.nodes.get(before.task.near)
         if before is None or before.replica in ("", replica) or before.replica not in peers - node.avoid:
@@ -147,12 +171,20 @@ class Dispatcher:
     def finished(self, key: str) -> list[str]:
         """The output of a computed task is safe. Returns the inputs whose values nobody needs any more."""
         node = self.nodes[key]
-        node.state = "completed"
+        node.move("succeed")
         self._let_go(node)
         return [source for source in dict.fromkeys(node.task.inputs) if not self.is_needed(source)]
 
-    def requeue(self, key: str, *, avoid: frozenset[str] = frozenset()) -> bool:
+    def requeue(
+        self, key: str, *, event: str = "interrupt", avoid: frozenset[str] = frozenset(),
+        pools: frozenset[str] = frozenset(),
+    ) -> bool:  # fmt: skip
         """An attempt ended without a safe output: the task waits again, and so do users that have not been done.
+
+        Args:
+            event: why, as in states.py.
+            avoid: replicas that should not take it next.
+            pools: that may take it; empty: any.
 
         Returns False where that would be in vain because an input has failed; then the task has failed too.
         """
@@ -160,12 +192,11 @@ class Dispatcher:
         if node.is_doomed:
             self.fail(key)
             return False
-        if node.is_computed:
-            node.is_computed = False
-            for user in (self.nodes[k] for k in node.users):
-                user.missing += 1
-                self._not_ready(user)
-        node.state, node.avoid = "queued", avoid
+        self._take_back(node)
+        node.move(event)
+        node.avoid, node.pools = avoid, pools
+        if self._is_held(node):
+            node.move("pause")
         self._ready_if_it_can(node)
         return True
 
@@ -179,15 +210,15 @@ class Dispatcher:
             if node is not None and node.state == "completed":
                 node.holds_inputs = True
                 self.num_holding.update(node.task.inputs)
-                self.requeue(key)
+                self.requeue(key, event="lose")
                 node.jobs[job] = priority
         old = set(self.nodes)
         self.add_job(job, tasks, keys, priority=priority)
-        for key in keys - old:  # users that were there before the task that they wait for
+        for key in [k for k in tasks if k in keys and k not in old]:  # their users may have been there before them
             users = [n for n in self.nodes.values() if key in n.task.inputs and n.task.key not in self.nodes[key].users]
             for user in users:
                 self.nodes[key].users[user.task.key] = None
-                if user.state in ("queued", "active"):
+                if user.state not in ("completed", "failed", "canceled"):
                     user.missing += 1
                     self._not_ready(user)
 
@@ -202,11 +233,41 @@ class Dispatcher:
                 node.is_doomed = True
                 continue
             self._not_ready(node)
-            node.state = "failed"
+            node.move("give up")
             self._let_go(node)
             dead.append(node.task.key)
             stack.extend(node.users)
         return dead
+
+    def requeue_failed(self, job: str) -> list[str]:
+        """Give what has failed for a job another chance. Returns the keys."""
+        failed = [node for node in self.nodes.values() if job in node.jobs and node.state == "failed"]
+        for node in failed:
+            self._reopen(node)
+        for node in self.nodes.values():
+            if job in node.jobs:
+                node.is_doomed = False
+        return [node.task.key for node in failed]
+
+    def _reopen(self, node: Node) -> None:
+        """A task that has failed waits once more."""
+        node.move("requeue")
+        node.is_doomed, node.avoid, node.pools = False, frozenset(), frozenset()
+        self._take_back(node)
+        if not node.holds_inputs:
+            node.holds_inputs = True
+            self.num_holding.update(node.task.inputs)
+        if self._is_held(node):
+            node.move("pause")
+        self._ready_if_it_can(node)
+
+    def _take_back(self, node: Node) -> None:
+        """Its output does not exist any more: who takes it waits again."""
+        if node.is_computed:
+            node.is_computed = False
+            for user in (self.nodes[k] for k in node.users):
+                user.missing += 1
+                self._not_ready(user)
 
     def forget(self, key: str) -> None:
         """Drop a task that nobody wants once its attempt has ended."""
@@ -214,11 +275,47 @@ class Dispatcher:
         if node is not None and not node.jobs:
             self._remove(node)
 
+    def hold_job(self, job: str) -> list[str]:
+        """No more tasks are handed out for this job alone. Returns the keys of those that run for it alone."""
+        self.held.add(job)
+        running = []
+        for key, node in self.nodes.items():
+            if job not in node.jobs or not self._is_held(node):
+                continue
+            if node.is_waiting:
+                self._not_ready(node)
+                node.move("pause")
+            elif node.state == "active":
+                running.append(key)
+        return running
+
+    def release_job(self, job: str) -> None:
+        """Hand out the tasks of a held job again."""
+        self.held.discard(job)
+        for node in self.nodes.values():
+            if job in node.jobs and node.state == "paused":
+                node.move("resume")
+                self._ready_if_it_can(node)
+
+    def set_priority(self, job: str, priority: int) -> None:
+        """Of what this job still has to run."""
+        for node in self.nodes.values():
+            if job in node.jobs:
+                node.jobs[job] = priority
+                if node.is_ready:
+                    self._push(node)
+
     def drop_job(self, job: str) -> list[str]:
         """Forget a job. Returns the keys of active tasks that nobody wants any more."""
+        self.held.discard(job)
         orphans = []
         for key, node in reversed(list(self.nodes.items())):
-            if node.jobs.pop(job, None) is None or node.jobs:
+            if node.jobs.pop(job, None) is None:
+                continue
+            if node.jobs:
+                if node.is_waiting and self._is_held(node):
+                    self._not_ready(node)
+                    node.move("pause")
                 continue
             if node.state == "active":
                 orphans.append(key)
@@ -238,7 +335,7 @@ class Dispatcher:
 
     def is_pending(self, key: str) -> bool:
         """Whether a task is being done, again perhaps: its output may be missing for now."""
-        return key in self.nodes and self.nodes[key].state in ("queued", "active")
+        return key in self.nodes and self.nodes[key].state in (*WAITING, "active", "paused")
 
     def is_settled(self, keys: Iterable[str]) -> bool:
         """Whether none of these tasks can run any more."""
@@ -247,8 +344,11 @@ class Dispatcher:
 
     # --
 
+    def _is_held(self, node: Node) -> bool:
+        return bool(node.jobs) and self.held.issuperset(node.jobs)
+
     def _ready_if_it_can(self, node: Node) -> bool:
-        if node.state != "queued" or node.missing or node.is_ready:
+        if not node.is_waiting or node.missing or node.is_ready:
             return False
         node.is_ready = True
         self.num_ready[node.task.stage] += 1
@@ -261,8 +361,9 @@ class Dispatcher:
             self.num_ready[node.task.stage] -= 1
 
     def _push(self, node: Node) -> None:
-        entry = (-max(node.jobs.values(), default=0), -node.chain, next(self.order), node.task.key)
-        heapq.heappush(self.heaps.setdefault(node.task.stage, []), entry)
+        node.entry = next(self.order)
+        priority = max((p for job, p in node.jobs.items() if job not in self.held), default=0)
+        heapq.heappush(self.heaps.setdefault(node.task.stage, []), (-priority, -node.chain, node.entry, node.task.key))
 
     def _let_go(self, node: Node) -> None:
         if node.holds_inputs:

@@ -4,7 +4,14 @@
     ├── InputError        the input is at fault: exit code 2; carries one `Problem` for each fault found
     ├── RenderError       the render failed: exit code 3
     ├── StoreError        an artifact is missing, damaged or cannot be written
-    └── TaskCanceled      a stage stopped between two steps because it was told to
+    │   ├── DamagedError
+    │   ├── StoreFull
+    │   └── StoreUnreachable
+    ├── TaskCanceled      a stage stopped between two steps because it was told to
+    ├── Halted            the same, with its state kept, to go on elsewhere
+    ├── LeaseLost         another controller drives the job
+    ├── ReplicaLost       a replica has gone, or cannot be reached
+    └── IllegalMove       a state was to change in a way that does not exist (states.py)
 
 All of them keep their arguments in `args`, so they survive pickling between Ray processes.
 """
@@ -74,3 +81,30 @@ class DamagedError(StoreError):
 
 class TaskCanceled(FarmError):
     """A stage stopped because its task was canceled."""
+
+
+class StoreUnreachable(StoreError):
+    """The store has been out of order for longer than one call waits: try later."""
+
+
+class StoreFull(StoreError):
+    """There is no room in the store: work waits until there is."""
+
+
+class LeaseLost(FarmError):
+    """Another controller drives the job now."""
+
+
+class ReplicaLost(FarmError):
+    """A replica has gone, or cannot be reached."""
+
+    def __init__(self, reason: str, is_unreachable: bool = False) -> None:
+        super().__init__(reason, is_unreachable)
+        self.is_unreachable = is_unreachable
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Halted(FarmError):
+    """A stage stopped between two steps, with its state kept, because its replica is wanted or must leave."""

@@ -22,6 +22,12 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def kind_of(request: Request) -> str:
+    """`Decode`, or `Roll of Decode`."""
+    name = type(request).__name__
+    return f"{name} of {type(request.request).__name__}" if isinstance(request, Roll) else name
+
+
 def parts_of(
     stage: Stage,
     request: Request,
@@ -30,13 +36,11 @@ def parts_of(
     numerics: tuple[tuple[str, Any], ...],
 ) -> dict[str, Any]:
     """The parts of a key in clear, as they are kept beside the artifact."""
-    kinds = [type(request).__name__]
-    if isinstance(request, Roll):
-        kinds.append(type(request.request).__name__)
+    kind = kind_of(request)
     return {
         "stage": stage,
-        "kind": " of ".join(kinds),
-        "version": [STAGE_VERSIONS[kind] for kind in kinds],
+        "kind": kind,
+        "version": [STAGE_VERSIONS[name] for name in kind.split(" of ")],
         "parameters": asdict(request),
         "inputs": list(inputs),
         "components": dict(components),

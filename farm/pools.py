@@ -41,6 +41,13 @@ class Parallel(Strict):
     shard_weights: bool = False
 
 
+class Checkpoint(Strict):
+    """How often a running denoise task keeps its state, so that another replica can go on from there; 0: never."""
+
+    seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 30.0
+    steps: Annotated[int, Field(ge=0)] = 0
+
+
 class Pool(Strict):
     """Identical replicas that serve given stages. Hardware is per rank."""
 
@@ -57,6 +64,7 @@ class Pool(Strict):
     options: dict[str, Any] = {}
     price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     start_timeout_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 900.0
+    checkpoint: Checkpoint = Checkpoint()
 
 
 class _Top(Strict):
@@ -167,6 +175,20 @@ def pools_serving(pools: Mapping[str, Pool], stage: str) -> list[str]:
     if not found and stage == "assemble":
         return pools_serving(pools, "decode")
     return found
+
+
+# GPU memory in GiB by Ray's names of accelerators (vendors' data sheets).
+ACCELERATOR_GIB = {
+    "T4": 16, "V100": 32, "L4": 24, "A10G": 24, "L40S": 48, "A100": 40, "A100-40G": 40, "A100-80G": 80, "H100": 80,
+    "H200": 141, "H20": 96, "B200": 192, "GB200": 192, "B300": 288,
+}  # fmt: skip
+
+
+def memory_of(pool: Pool) -> tuple[float, float]:
+    """GiB of a replica: of its GPUs, as far as their kind tells, and of its host."""
+    return pool.gpus * pool.ranks * ACCELERATOR_GIB.get(pool.accelerator or "", 0), (
+        pool.memory_gib or 0.0
+    ) * pool.ranks
 
 
 def stages_of(pools: Mapping[str, Pool], name: str) -> list[str]:

@@ -6,27 +6,31 @@ overwritten: data is written under a temporary name and linked to its own, or pu
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from functools import partial
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from .errors import DamagedError, InputError, StoreError
+from .errors import DamagedError, InputError, StoreError, StoreFull
 from .keys import parts_of_task
 from .patience import patiently
 from .task import TakeRoll, Task
 
 T = TypeVar("T")
+PROBE_BYTES = 2**20
 READS = 3  # before bytes that do not match their checksum count as damaged
 
 LAYOUT_VERSION = 1
@@ -44,13 +48,28 @@ def sidecar_path(path: str) -> str:
     return f"{path.rsplit('.', 1)[0]}.json"
 
 
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a store; `modified` in seconds since the epoch, 0 where the store does not tell."""
+
+    path: str
+    size: int
+    modified: float
+
+
 class Store:
     """One store; all paths are relative to its URI. Opening one writes nothing."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, *, fs: Any = None, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Open a store.
+
+        Args:
+            fs: the file system, where the URI does not tell.
+            sleep: how to wait before a distant store is tried again.
+        """
+        self.uri, self.sleep = uri, sleep
         try:
-            self.fs, root = fsspec.core.url_to_fs(uri, **_options(uri))
+            self.fs, root = (fs, uri) if fs is not None else fsspec.core.url_to_fs(uri, **_options(uri))
         except (ValueError, ImportError) as e:
             raise InputError(f"store must be a folder or an fsspec URI, got {uri!r}: {e}") from None
         self.root = str(root).rstrip("/")
@@ -58,7 +77,8 @@ class Store:
 
     def _do(self, work: Callable[[], T]) -> T:
         """A call of the file system; what is far away is tried again after errors that may pass."""
-        return work() if self.is_local else patiently(work)
+        with _telling_when_full(self.uri):
+            return work() if self.is_local else patiently(work, sleep=self.sleep)
 
     def full(self, path: str) -> str:
         return f"{self.root}/{path}"
@@ -122,7 +142,7 @@ class Store:
         self.check()
         try:
             self.put_record("layout.json", {"version": LAYOUT_VERSION})
-        except OSError as e:
+        except (OSError, StoreFull) as e:
             raise InputError(f"store {self.uri} must be writable: {e}") from None
 
     # -- artifacts
@@ -134,7 +154,7 @@ class Store:
     def put(self, task: Task, data: bytes | Path, *, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Keep a task's output; where there already is one, that one stays. Returns what stands beside it."""
         path = artifact_path(task)
-        if self._put_data(path, data):
+        if self.put_if_absent(path, data):
             checksum, size = _checksum(data)
         else:  # another writer was first, and may not have come to its record yet: describe what lies there
             checksum, size = _checksum(self.cat(path))
@@ -178,27 +198,27 @@ class Store:
         """Take a damaged artifact out of the way, its record first: without that one it does not exist."""
         path = artifact_path(task)
         name = f"damaged/{path.rsplit('/', 1)[-1]}.{uuid.uuid4().hex[:8]}"
-        if self.is_local:
-            Path(self.full("damaged")).mkdir(exist_ok=True)
-        for one, kept in ((sidecar_path(path), f"{name}.record"), (path, name)):
-            with suppress(FileNotFoundError):
-                self._do(partial(self.fs.mv, self.full(one), self.full(kept)))
+        self.move(sidecar_path(path), f"{name}.record")
+        self.move(path, name)
         message = f"artifact {path} of {self.uri} is damaged: it does not match its checksum; it was set aside"
         return DamagedError(message, task.key)
 
-    def _put_data(self, path: str, data: bytes | Path) -> bool:
+    def put_if_absent(self, path: str, data: bytes | Path) -> bool:
+        """Write a file, whole or not at all; False where one was there."""
         if not self.is_local:
             return self._create(path, data.read_bytes() if isinstance(data, Path) else data)
         full = Path(self.full(path))
-        full.parent.mkdir(parents=True, exist_ok=True)
         part = full.with_name(f".{uuid.uuid4().hex}.part")
         try:
-            _write_part(part, data)
-            os.link(part, full)
+            with _telling_when_full(self.uri):
+                full.parent.mkdir(parents=True, exist_ok=True)
+                _write_part(part, data)
+                os.link(part, full)
         except FileExistsError:
             return False
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
         return True
 
     def _create(self, path: str, data: bytes) -> bool:
@@ -212,7 +232,7 @@ class Store:
 
     def put_record(self, path: str, record: Mapping[str, Any]) -> bool:
         """Write a small JSON object if absent; False where one was there."""
-        return self._put_data(path, json.dumps(record, indent=1, sort_keys=True).encode())
+        return self.put_if_absent(path, json.dumps(record, indent=1, sort_keys=True).encode())
 
     def record(self, path: str) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(self.cat(path))
@@ -243,8 +263,57 @@ class Store:
             return []
         return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in found)
 
+    def files(self, folder: str) -> list[StoredFile]:
+        """Everything below a folder, by path."""
+        try:
+            found: dict[str, dict[str, Any]] = self._do(lambda: self.fs.find(self.full(folder), detail=True))
+        except FileNotFoundError:
+            return []
+        start = len(self.full("").lstrip("/"))
+        return [
+            StoredFile(path.lstrip("/")[start:], int(told.get("size") or 0), _seconds(told))
+            for path, told in sorted(found.items()) if told.get("type") == "file"
+        ]  # fmt: skip
+
+    def move(self, path: str, target: str) -> None:
+        """Rename a file; nothing happens where there is none."""
+        if self.is_local:
+            Path(self.full(target)).parent.mkdir(exist_ok=True, parents=True)
+        with suppress(FileNotFoundError):
+            self._do(lambda: self.fs.mv(self.full(path), self.full(target)))
+
     def size(self, path: str) -> int:
         return int(self._do(lambda: self.fs.size(self.full(path))))
+
+    def probe(self) -> None:
+        """Find out whether there is room.
+
+        Raises:
+            StoreFull: there is none.
+        """
+        path = f"jobs/.probe-{uuid.uuid4().hex[:8]}"
+        try:
+            self.publish(path, bytes(PROBE_BYTES))
+        finally:
+            with suppress(OSError, StoreError):
+                self.remove(path)
+
+    def forget(self, task: Task) -> None:
+        """Delete an artifact, its record first: the task will run again."""
+        path = artifact_path(task)
+        self.remove(sidecar_path(path))
+        self.remove(path)
+
+    def remove(self, path: str) -> None:
+        """Delete a file; nothing happens where there is none."""
+        with suppress(FileNotFoundError):
+            self._do(lambda: self.fs.rm_file(self.full(path)))
+
+    def remove_folder(self, path: str) -> None:
+        """Delete an empty folder, where the store has such things."""
+        if self.is_local:
+            with suppress(OSError):
+                Path(self.full(path)).rmdir()
 
     # -- views: files that may be written again (the film under its job, the report)
 
@@ -253,16 +322,18 @@ class Store:
         full = self.full(path)
         if self.is_local:
             target = Path(full)
-            target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f".{uuid.uuid4().hex}.part")
             try:
-                if isinstance(data, Path):
-                    shutil.copyfile(data, part)  # not a link: people edit what they find, and artifacts must not change
-                else:
-                    part.write_bytes(data)
-                part.replace(target)
+                with _telling_when_full(self.uri):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if isinstance(data, Path):
+                        shutil.copyfile(data, part)  # not a link: people edit what they find; artifacts must not change
+                    else:
+                        part.write_bytes(data)
+                    part.replace(target)
             finally:
-                part.unlink(missing_ok=True)
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
         elif isinstance(data, Path):
             source = str(data)
             self._do(lambda: self.fs.put_file(source, full))
@@ -272,12 +343,34 @@ class Store:
         return self.place(path)
 
 
+FULL = ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage")
+
+
+@contextmanager
+def _telling_when_full(uri: str) -> Iterator[None]:
+    """A full disk or a spent quota by its own name, whichever store says so."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT) or any(word in str(e) for word in FULL):
+            raise StoreFull(f"there is no room left in the store {uri}: {e.strerror or e}") from e
+        raise
+
+
 def _options(uri: str) -> dict[str, Any]:
     """Of the file system: no listing is remembered, because others write too, and no connection may hang for long."""
     protocol = uri.partition("://")[0] if "://" in uri else ""
     waits = {"connect_timeout": 10, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 3}}
     remembered = {"use_listings_cache": False} if protocol not in ("", "file") else {}
     return remembered | ({"config_kwargs": waits} if protocol in ("s3", "s3a") else {})
+
+
+def _seconds(told: Mapping[str, Any]) -> float:
+    """When a file was changed, from what fsspec tells of it."""
+    when = next((told[name] for name in ("mtime", "LastModified", "updated") if told.get(name)), 0.0)
+    if isinstance(when, str):  # gcsfs
+        when = datetime.fromisoformat(when.replace("Z", "+00:00"))
+    return when.timestamp() if isinstance(when, datetime) else float(when)
 
 
 def _checksum(data: bytes | Path) -> tuple[str, int]:

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 
 Stage = Literal["encode", "denoise", "decode", "interpolate", "upscale", "assemble"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-TaskState = Literal["queued", "active", "soft-failed", "completed", "failed", "canceled", "paused"]
 Outcome = Literal["succeeded", "failed", "canceled", "interrupted"]
+Cause = Literal["", "error", "input", "memory", "died"]  # why an attempt failed; `died`: its process ended
 
 
 @dataclass(frozen=True)
@@ -264,6 +264,10 @@ class Attempt:
     ended_at: float
     outcome: Outcome
     reason: str = ""
+    cause: Cause = ""
+    fence: int = 0  # of the lease under which it was made
+    model: str = ""
+    price_per_hour: float = 0.0  # of its replica, in whatever currency the pools file has
     run_s: float = 0.0
     load_s: float = 0.0
     gpus: float = 0.0

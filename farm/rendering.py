@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from farm.journal import Job
-from farm.plan import Plan
-from farm.task import Attempt, Task
-
-from .pool import Slot
-from .replica import Status
+from .fleet import Slot, Status
+from .jobs import Job
+from .journal import Wish
+from .plan import Plan
+from .states import JobState
+from .task import Attempt, Task
 
 
 @dataclass
 class Rendering:
     """The counts belong to one rendering: a film that is rendered again gets a new one."""
 
+    wish: Wish
     job: Job
     plan: Plan
     to_run: set[str]
+    is_ending: bool = False  # its film is being published
     working_since: float = 0.0  # when the first of its tasks was handed out
-    status: str = "active"
+    status: str = ""  # how it ended: completed, failed, canceled, or lost: to another controller
     done: set[str] = field(default_factory=set)  # keys of what has run
     num_retried: int = 0
     num_not_needed: int = 0  # of those that have run: tries at chunks that were good already
@@ -45,7 +46,7 @@ class Rendering:
 
     @property
     def is_over(self) -> bool:
-        return self.status in ("completed", "failed", "canceled")
+        return bool(self.status)
 
     def end(self, status: str) -> None:
         self.status = status
@@ -68,14 +69,14 @@ class Rendering:
         self.to_run |= keys
         self.done -= keys
 
-    def view(self, slots: Iterable[Slot]) -> dict[str, Any]:
+    def view(self, slots: Iterable[Slot], *, state: JobState, reason: str, now: float) -> dict[str, Any]:
         """Plain values for a door: counts, what runs now, seconds left at the pace so far."""
         done = self.cost_done / self.cost
-        left = (time.time() - self.working_since) * (1 - done) / done if done > 0.05 else None
+        left = (now - self.working_since) * (1 - done) / done if done > 0.05 else None
         slots = list(slots)
         return {
-            "status": self.status, "errors": list(self.errors), "film": self.film, "to_run": len(self.to_run),
-            "shots": len(self.clips), "shots_done": self.num_shots_done,
+            "status": self.status or state, "reason": reason, "errors": list(self.errors), "film": self.film,
+            "to_run": len(self.to_run), "shots": len(self.clips), "shots_done": self.num_shots_done,
             "done": len(self.done), "run": len(self.done) - self.num_not_needed, "not_needed": self.num_not_needed,
             "retried": self.num_retried, "stage_s": dict(self.stage_s), "left_s": left,
             "running": [self._running(s, self.plan.tasks[s.busy]) for s in slots if s.busy in self.plan.tasks],
