@@ -1,4 +1,4 @@
-"""The command line: `farm render|plan|models|schema|report|doctor`.
+"""The command line: `farm render|plan|models|schema|report|doctor`, and in commands.py what looks at jobs and stores.
 
 Exit codes: 0 done; 2 the input is at fault; 3 the render failed; 130 interrupted. Progress and faults go to standard
 error; `--json` prints one object as the last line of standard output, also on failure.
@@ -13,30 +13,41 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from actors.identity import is_dead
 from farm.document import read_document
 from farm.errors import InputError, Problem, RenderError, StoreError
-from farm.journal import publish_film, read_seams, write_job
+from farm.jobs import publish_film, read_seams, write_job
+from farm.journal import Held, Watch, Wish, look_at_lease, read_standing
 from farm.plan import tasks_to_run
 from farm.pools import cannot_fit, load_pools, pools_as_json, without_kinds
+from farm.states import ENDED
 from farm.store import Store
 from farm.storyboard import json_schema
+from farm.why import reasons, summary, write_plan
 
 from .answer import Answer
+from .commands import add_commands
 from .deliver import Target, deliver, read_target
 from .hardware import Connection, this_machine
-from .order import Order, open_store, read_order
+from .order import Order, look_again, open_store, read_order
 from .tables import model_rows, model_table, plan_table
 
 NEWS_S = 0.5  # how long one question to the controller waits for news
 STOP_TIMEOUT_S = 10.0  # for replicas to end their step after Ctrl-C
 CONTROLLER_TIMEOUT_S = 60.0
+FOLLOW_S = 1.0  # between two looks at a job that another controller renders
+NOTHING_RUN: dict[str, Any] = {
+    "to_run": 0, "not_needed": 0, "run": 0, "retried": 0, "stage_s": {}, "first_step_at": None, "film": "",
+    "errors": [],
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,6 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
     report = command("report", run_report, "draw the report of a job")
     report.add_argument("job", metavar="JOB")
     report.add_argument("--store", type=given, metavar="URI")
+    add_commands(command)
     doctor = command("doctor", run_doctor, "check this machine, and what the pools ask for")
     doctor.add_argument("--pools", type=given_path, metavar="FILE")
     return parser
@@ -137,12 +149,18 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
         order = read_order(args, answer, target=target, on_cluster=connection is not None)
         for warning in order.warnings:
             print(f"farm: warning: {warning}", file=sys.stderr)
+        stale = None
+        if order.missing and address is None:
+            held = look_at_lease(order.store, order.job.id)
+            if held is not None and not is_dead(held.owner):  # another `farm render` on this store
+                stale = follow(order, held)
+                order = look_again(order, answer)
         if order.missing:
             if address is None:
                 _refuse(cannot_fit(without_kinds(order.pools), [this_machine(order.pools)]), order)
                 order.store.create()
             connection = connection or stack.enter_context(closing(Connection(address, order.pools)))
-            view = render_missing(order, connection)
+            view = render_missing(order, connection, stale=stale)
             total = answer.data["tasks"]["total"]
             reused = total - view["to_run"] + view["not_needed"]
             answer.data["tasks"] |= {"run": view["run"], "reused": reused, "retried": view["retried"]}
@@ -153,7 +171,7 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
             film = view["film"]
         else:
             order.store.create()
-            write_job(order.store, order.job, order.images)
+            keep_job(order)
             film = publish_film(order.store, order.job, order.plan)
     try:
         path = deliver(target, order.store, order.plan, film)
@@ -174,19 +192,27 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
     return answer.finish(0)
 
 
+def keep_job(order: Order) -> None:
+    """Put into the store what rendering needs, and what the next plan compares itself with."""
+    write_job(order.store, order.job, order.images)
+    write_plan(order.store, order.job, order.plan)
+
+
 def tell_unfinished(order: Order, view: dict[str, Any], answer: Answer) -> int:
     tasks = order.plan.tasks
     done = len(tasks) - len(tasks_to_run(tasks, order.plan.targets, order.store.has))
     report = draw_report(order.store, order.job.id)
     left = f"{done} of {len(tasks)} tasks are in the store, and the same command goes on from there; report {report}"
     if view["status"] == "canceled":
-        return answer.fail(130, [Problem(f"interrupted; {left}")])
+        return answer.fail(130, [Problem(f"{view.get('reason') or 'interrupted'}; {left}")])
     return answer.fail(3, [*(Problem(e) for e in view["errors"]), Problem(left)])
 
 
-def render_missing(order: Order, connection: Connection) -> dict[str, Any]:
+def render_missing(order: Order, connection: Connection, *, stale: Held | None) -> dict[str, Any]:
     """Run what is missing. Returns the controller's last view of the rendering.
 
+    Args:
+        stale: the lease of another controller that gives no more sign of life.
     Raises:
         InputError: a pool asks for more than a fixed cluster has; nothing was written.
         RenderError: the controller or Ray itself failed.
@@ -198,9 +224,9 @@ def render_missing(order: Order, connection: Connection) -> dict[str, Any]:
     try:
         _refuse([] if can_grow() else cannot_fit(order.pools, cluster_nodes()), order)
         order.store.create()
-        write_job(order.store, order.job, order.images)
+        keep_job(order)
         with StopRequest() as stop:  # after ray.init, which installs handlers of its own
-            return drive(order, stop, close=connection.is_local)
+            return drive(order, stop, connection, stale=stale)
     except ray.exceptions.RayError as e:
         reason = str(e).strip().splitlines()[-1]
         raise RenderError(f"the farm's controller failed: {reason}; the same command goes on from what exists") from e
@@ -215,40 +241,81 @@ def _refuse(told: list[Problem], order: Order) -> None:
         raise InputError(*told)
 
 
-def drive(order: Order, stop: StopRequest, *, close: bool) -> dict[str, Any]:
+def drive(order: Order, stop: StopRequest, connection: Connection, *, stale: Held | None) -> dict[str, Any]:
     """Submit the job to the controller, show progress until it ends, and pass on Ctrl-C and SIGTERM."""
     import ray
 
-    from actors.controller import start_controller
+    from actors.controller import held_from_json, start_controller
 
     from .progress import show_progress
 
-    job, pools = order.job.id, pools_as_json(order.pools)
+    pools = pools_as_json(order.pools)
     uri = str(Path(order.store.root).absolute()) if order.store.is_local else order.store.uri
     name = "controller-" + hashlib.sha256(json.dumps([uri, pools], sort_keys=True).encode()).hexdigest()[:16]
-    controller = start_controller(name, uri, pools)
+    wish = Wish(order.job.id, order.container, bool(order.plan.stills), farm=name)
+    controller = start_controller(name, uri, pools, adopts=not connection.is_local)
+    lost_at: float | None = None  # when the controller stopped answering
 
     def ask(method: str, *values: Any, **options: Any) -> Any:
         return ray.get(getattr(controller, method).remote(*values, **options), timeout=CONTROLLER_TIMEOUT_S)
 
-    stills = bool(order.plan.stills)
-    rendering = ask("submit", job, container=order.container, stills=stills)
+    view: dict[str, Any] = {"status": "unknown"}
     with show_progress(order.job.film.title) as show:
-        while True:
-            view: dict[str, Any] = ask("view", rendering, wait_s=NEWS_S)
-            show(view)
-            if view["status"] != "active" or stop.asked:
-                break
-    if stop.asked and view["status"] == "active":
-        ask("cancel", rendering)
-        view = {**view, "status": "canceled"}
-        end = time.monotonic() + STOP_TIMEOUT_S
-        while not ask("is_quiet", rendering) and time.monotonic() < end:
-            time.sleep(0.1)
-    if close:
+        while view["status"] not in ENDED and not stop.asked:
+            try:
+                if view["status"] in ("unknown", "lost"):
+                    held = ask("submit", asdict(wish), stale=asdict(stale) if stale else None)
+                    stale = follow(order, held_from_json(held), stop) if held else None
+                    view = {"status": "unknown" if held else "queued"}
+                    continue
+                view = ask("view", wish.name, wait_s=NEWS_S)
+                lost_at = None
+                if "done" in view:
+                    show(view)
+            except (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError):  # Ray starts it again
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() - lost_at > CONTROLLER_TIMEOUT_S:
+                    raise
+                view = {"status": "unknown"}
+                time.sleep(NEWS_S)
+    if stop.asked and view["status"] not in ENDED:
+        view = leave(ask, wish.name, view)
+    if connection.is_local:
         ask("close")
         ray.kill(controller)
     return view
+
+
+def leave(ask: Callable[..., Any], name: str, view: dict[str, Any]) -> dict[str, Any]:
+    """Stop waiting for a rendering; without another door it ends between two steps, with its state kept."""
+    if view["status"] == "unknown":
+        return {**NOTHING_RUN, "status": "canceled"}
+    ask("cancel", name)
+    end = time.monotonic() + STOP_TIMEOUT_S
+    while not ask("is_quiet", name) and time.monotonic() < end:
+        time.sleep(0.1)
+    return {**NOTHING_RUN, **ask("view", name), "status": "canceled"}
+
+
+def follow(order: Order, held: Held, stop: StopRequest | None = None) -> Held | None:
+    """Wait while another controller renders this job.
+
+    Returns its lease where it has given no sign of life for long; None where it has ended or given the job back.
+    """
+    print(f"farm: job {order.job.id} is being rendered by {held.owner.name}; following", file=sys.stderr)
+    watch, told = Watch(held, time.monotonic()), ""
+    while not (stop and stop.asked):
+        time.sleep(FOLLOW_S)
+        standing = read_standing(order.store, order.job.id)
+        now = look_at_lease(order.store, order.job.id, standing)
+        if now is None or is_dead(now.owner):
+            return None
+        if watch.look(now, time.monotonic()):
+            return now
+        if f"{standing.state}: {standing.reason}" != told:
+            told = f"{standing.state}: {standing.reason}"
+            print(f"farm: job {order.job.id} is {told}", file=sys.stderr)
+    return None
 
 
 class StopRequest:
@@ -283,9 +350,11 @@ def run_plan(args: argparse.Namespace, answer: Answer) -> int:
     answer.data["status"] = "planned"
     for warning in order.warnings:
         print(f"farm: warning: {warning}", file=sys.stderr)
+    why = summary(order.plan, reasons(order.store, order.job, order.plan, order.missing))
     if args.json:
+        answer.data["why"] = why
         return answer.finish(0)
-    for line in plan_table(order.job, order.plan, order.missing):
+    for line in plan_table(order.job, order.plan, order.missing, why):
         print(line)
     return 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -9,12 +11,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from actors.identity import is_dead, this_process
 from farm.errors import InputError, RenderError
+from farm.journal import Owner
 from farm.pools import THREAD_ENVIRONMENT, NodeFacts, Pool, cpus_asked
 
 MAX_TEMP_PATH = 20  # our folder, Ray's session and a Unix socket add 79 characters, and 107 are allowed
@@ -128,7 +133,23 @@ def _keep_others_out() -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
+def _end_processes_of(folder: Path) -> None:
+    """Ray's agents outlive a killed Ray by up to a minute (measured): they name its folder on their command line."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(str(folder) in word for word in process.cmdline()):
+                process.kill()
+
+
 def own_folder() -> Path:
-    """A new temporary folder with a path short enough for Ray's sockets."""
-    where = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="longtake-", dir=where if len(where) <= MAX_TEMP_PATH else "/tmp"))
+    """A new temporary folder with a path short enough for Ray's sockets. Those of processes that were killed go."""
+    where = Path(tempfile.gettempdir())
+    where = where if len(str(where)) <= MAX_TEMP_PATH else Path("/tmp")
+    for old in where.glob("longtake-*/owner.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # another user's, or being written
+            if is_dead(Owner(**json.loads(old.read_text()))):
+                _end_processes_of(old.parent)
+                shutil.rmtree(old.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="longtake-", dir=where))
+    (folder / "owner.json").write_text(json.dumps(asdict(this_process())))
+    return folder

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from farm.checkpoint import Checkpoint, find_checkpoint
 from farm.errors import InputError, Problem
 from farm.film import container_of, job_id_of
-from farm.journal import Job
+from farm.jobs import Job
 from farm.plan import Plan, make_plan, tasks_to_run
 from farm.pools import Pool, check_served, default_pools, load_pools, numerics
 from farm.resolve import as_draft, only_shots, resolve
@@ -77,6 +77,13 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
     answer.tell_film(film, job.id)
     answer.data["tasks"] |= {"total": len(plan.tasks), "reused": len(plan.tasks) - len(missing)}
     return Order(job, plan, pools, args.pools, store, container, missing, resolved.warnings, resolved.images)
+
+
+def look_again(order: Order, answer: Answer) -> Order:
+    """The same order with what is missing now."""
+    missing = tasks_to_run(order.plan.tasks, order.plan.targets, order.store.has)
+    answer.data["tasks"]["reused"] = len(order.plan.tasks) - len(missing)
+    return replace(order, missing=missing)
 
 
 def _models_of_shots(draft: Draft, folder: Path) -> tuple[dict[str, Checkpoint], tuple[Problem, ...]]:

@@ -47,7 +47,8 @@ def summary(view: dict[str, Any]) -> str:
         steps = f" {r['step']}/{r['num_steps']}" if r["num_steps"] > 1 else ""
         parts.append(f"{r['stage']} {r['label']}{steps}")
     left = f"; {duration(view['left_s'])} left" if view["left_s"] is not None and view["status"] == "active" else ""
-    return ", ".join(parts) + left
+    state = f"; {view['status']}: {view['reason']}" if view["status"] in ("pausing", "paused", "canceling") else ""
+    return ", ".join(parts) + left + state
 
 
 def duration(seconds: float) -> str:

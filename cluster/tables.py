@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from farm.cards import FAMILIES, ModelCard
 from farm.checkpoint import BUILTIN_FOLDER, find_checkpoint
-from farm.journal import Job
+from farm.jobs import Job
 from farm.plan import Plan
 
+MAX_REASONS = 4  # shown of a shot
 
-def plan_table(job: Job, plan: Plan, missing: set[str]) -> list[str]:
-    """A plan as text: one row per shot, then one per stage."""
+
+def plan_table(job: Job, plan: Plan, missing: set[str], why: Mapping[str, Sequence[str]]) -> list[str]:
+    """A plan as text: one row per shot, then one per stage, then why anything would run, by shot ("" for the film)."""
     film, tasks = job.film, plan.tasks
     width, height = film.delivered_px
     lines = [
@@ -34,6 +37,12 @@ def plan_table(job: Job, plan: Plan, missing: set[str]) -> list[str]:
         mine = [k for k, t in tasks.items() if t.stage == stage]
         lacking_count = sum(k in missing for k in mine)
         lines.append(f"{stage:<12} {len(mine):>6} {lacking_count:>7} {len(mine) - lacking_count:>6}")
+    if why:
+        lines += ["", "why, against the last render of this title"]
+    for name in [*(s.id for s in plan.shots), ""]:
+        told = why.get(name, ())
+        lines += [f"{name or 'film':<20} {reason}" for reason in told[:MAX_REASONS]]
+        lines += [f"{name or 'film':<20} and {len(told) - MAX_REASONS} more"] if len(told) > MAX_REASONS else []
     return lines
 
 

@@ -10,7 +10,8 @@ from html import escape
 from pathlib import Path
 from statistics import median
 
-from farm.journal import Job, read_attempts, read_job
+from farm.jobs import Job, read_job
+from farm.journal import read_attempts
 from farm.store import Store
 from farm.task import STAGES, Attempt
 

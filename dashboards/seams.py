@@ -9,7 +9,7 @@ from fractions import Fraction
 from html import escape
 from typing import Any
 
-from farm.journal import Job
+from farm.jobs import Job
 from farm.store import Store
 
 from .sheets import sheet_of
