@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,22 +12,42 @@ from typing import Any
 from cluster.hardware import own_folder
 
 
+class EmulatedCluster:
+    """One head without resources and some nodes, each with processes of its own."""
+
+    def __init__(self, nodes: Sequence[dict[str, Any]]) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.nodes = [self.cluster.add_node(**node) for node in nodes]
+        self.cluster.wait_for_nodes(timeout=60)
+        self.address = str(self.cluster.address)
+
+    def kill_node(self, index: int) -> None:
+        """End a node's processes at once, as a machine that vanishes."""
+        self.cluster.remove_node(self.nodes.pop(index), allow_graceful=False)
+
+    def kill_all(self) -> None:
+        """The same for all nodes, the head included."""
+        for node in [*self.nodes, self.cluster.head_node]:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        self.nodes.clear()
+
+
 @contextmanager
-def emulated_cluster(nodes: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Start one head without resources and the given nodes; yields the address. All processes end with the block."""
+def emulated_cluster(nodes: Sequence[dict[str, Any]]) -> Iterator[EmulatedCluster]:
+    """All processes end with the block."""
     folder = own_folder()
     before = os.environ.get("RAY_TMPDIR")
     os.environ["RAY_TMPDIR"] = str(folder)
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made: EmulatedCluster | None = None
     try:
-        for node in nodes:
-            cluster.add_node(**node)
-        cluster.wait_for_nodes(timeout=60)
-        yield cluster.address
+        made = EmulatedCluster(nodes)
+        yield made
     finally:
-        cluster.shutdown()
+        if made is not None:
+            with contextlib.suppress(AssertionError):  # nodes that have been killed
+                made.cluster.shutdown()
         os.environ.pop("RAY_TMPDIR")
         if before is not None:
             os.environ["RAY_TMPDIR"] = before

@@ -41,6 +41,15 @@ def finish(process: subprocess.Popen[str], *, timeout_s: float = TIMEOUT_S) -> D
     return Done(process.returncode, json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}, told)
 
 
+def kill(process: subprocess.Popen[str]) -> None:
+    """End it at once. What it has started may live on, and hold the other ends of its pipes."""
+    process.kill()
+    process.wait(20)
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
 def farm(*argv: str | Path, cwd: Path | None = None, **environment: str) -> Done:
     return finish(start_farm(*argv, cwd=cwd, **environment))
 

@@ -36,13 +36,15 @@ def film() -> float:
     pools = {"all": Pool(stages=["encode", "denoise", "decode", "assemble"], replicas=Bounds(min=4, max=4))}
     connection = Connection(None, pools)
     import ray
+    from doors import submit
     from in_process import resolve_board
     from tiny_checkpoints import make_wan
 
     from actors.controller import start_controller
     from farm.checkpoint import find_checkpoint
     from farm.film import job_id_of
-    from farm.journal import Job, write_job
+    from farm.jobs import Job, write_job
+    from farm.states import ENDED
     from farm.store import Store
 
     folder = Path(tempfile.mkdtemp(prefix="memory-"))
@@ -54,11 +56,11 @@ def film() -> float:
     job = Job(job_id_of(made, checkpoint), made, (checkpoint,), "")
     write_job(store, job)
     controller = start_controller("memory", store.root, pools_as_json(pools), package="stand_ins")
-    name = ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
+    name = submit(controller, job.id)
     everybody = psutil.Process().children(recursive=True)
     process = next(p for p in everybody if "ray::Controller" in " ".join(p.cmdline()))
     peak = 0
-    while ray.get(controller.view.remote(name), timeout=60)["status"] == "active":
+    while ray.get(controller.view.remote(name), timeout=60)["status"] not in ENDED:
         peak = max(peak, process.memory_info().rss)
         time.sleep(0.05)
     connection.close()

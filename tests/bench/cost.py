@@ -113,13 +113,13 @@ def farm(model: str, steps: int) -> dict[str, Any]:
     from cluster.hardware import Connection
     from farm.checkpoint import find_checkpoint
     from farm.film import job_id_of
-    from farm.journal import Job, write_job
+    from farm.jobs import Job, write_job
     from farm.pools import Pool, pools_as_json
     from farm.store import Store
 
     pools = {"all": Pool(stages=["encode", "denoise", "decode", "assemble"])}
     connection = Connection(None, pools)
-    import ray
+    from doors import submit, wait_for_end
     from in_process import resolve_board
 
     from actors.controller import start_controller
@@ -135,11 +135,9 @@ def farm(model: str, steps: int) -> dict[str, Any]:
         made = resolve_board(settings, checkpoint).film
         job = Job(job_id_of(made, checkpoint), made, (checkpoint,), "")
         write_job(store, job)
-        name = ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
-        while (view := ray.get(controller.view.remote(name, wait_s=0.5), timeout=60))["status"] == "active":
-            pass
+        view = wait_for_end(controller, submit(controller, job.id))
         assert view["status"] == "completed", view
-        return dict(view)
+        return view
 
     film(shots(1000, 1))
     cpu, started = cpu_seconds_of_tree(os.getpid()), time.monotonic()

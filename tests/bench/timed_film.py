@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import ray
+from doors import submit, wait_for_end
 from in_process import Board, resolve_board
 
 from farm.checkpoint import Checkpoint
 from farm.film import job_id_of
-from farm.journal import Job, write_job
+from farm.jobs import Job, write_job
 from farm.plan import Plan, make_plan
 from farm.pools import Pool, numerics
 from farm.store import Store
@@ -25,9 +25,7 @@ def render_timed(
     write_job(store, job)
     plan = make_plan(film, (checkpoint,), numerics(pools), container="mp4", stills=False)
     started = time.monotonic()
-    name = ray.get(controller.submit.remote(job.id, container="mp4", stills=False), timeout=60)
-    while (view := ray.get(controller.view.remote(name, wait_s=0.5), timeout=60))["status"] == "active":
-        pass
+    view = wait_for_end(controller, submit(controller, job.id))
     seconds = time.monotonic() - started
     assert view["status"] == "completed", view
     return plan, job, seconds

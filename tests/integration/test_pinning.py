@@ -41,8 +41,8 @@ def test_every_attempt_ran_on_its_pools_nodes_and_two_films_share_the_pools(tiny
     boards = [tmp_path / f"film{seed}.yaml" for seed in (1, 2)]
     for seed, board in enumerate(boards, 1):
         board.write_text(BOARD.format(model=tiny_wan, seed=seed))
-    with emulated_cluster(NODES) as address:
-        argv = ("--store", store, "--pools", pools, "--address", address, "--json")
+    with emulated_cluster(NODES) as cluster:
+        argv = ("--store", store, "--pools", pools, "--address", cluster.address, "--json")
         both = [start_farm("render", board, *argv) for board in boards]
         films = [finish(process) for process in both]
     assert [f.code for f in films] == [0, 0], [f.told for f in films]
@@ -64,8 +64,8 @@ def test_a_pool_that_can_never_fit_is_refused_with_what_there_is(tiny_wan: Path,
     pools, board = tmp_path / "pools.yaml", tmp_path / "film.yaml"
     pools.write_text(POOLS.replace("H100", "B200"))
     board.write_text(BOARD.format(model=tiny_wan, seed=1))
-    with emulated_cluster(NODES[:1]) as address:
-        argv = ("--store", tmp_path / "store", "--pools", pools, "--address", address, "--json")
+    with emulated_cluster(NODES[:1]) as cluster:
+        argv = ("--store", tmp_path / "store", "--pools", pools, "--address", cluster.address, "--json")
         refused = finish(start_farm("render", board, *argv))
     assert refused.code == 2, refused.told
     assert "pool denoise asks for 1 x (1 CPU, 1 GPU, accelerator B200)" in refused.told
@@ -81,8 +81,8 @@ def test_a_pool_whose_hardware_is_taken_ends_the_render_after_its_timeout(tiny_w
     board.write_text(BOARD.format(model=tiny_wan, seed=1))
     taken = "pools:\n  a: {stages: [encode, decode], gpus: 1}\n  b: {stages: [denoise]}\n"
     (tmp_path / "taken.yaml").write_text(taken)
-    with emulated_cluster([{"num_cpus": 4, "num_gpus": 1}]) as address:
-        common = ("--address", address, "--json")
+    with emulated_cluster([{"num_cpus": 4, "num_gpus": 1}]) as cluster:
+        common = ("--address", cluster.address, "--json")
         first = ("--store", tmp_path / "first", "--pools", tmp_path / "taken.yaml")
         assert finish(start_farm("render", board, *first, *common)).code == 0  # its replica keeps the only GPU
         failed = finish(start_farm("render", board, "--store", tmp_path / "second", "--pools", pools, *common))

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from doors import submit, wait_for_end
 from farm_process import wait_until
 from in_process import plan_of, resolve_board
 
 from cluster.hardware import Connection
 from farm.checkpoint import find_checkpoint
 from farm.film import job_id_of
-from farm.journal import Job, read_attempts, write_job
+from farm.fleet import Fleet
+from farm.jobs import Job, write_job
+from farm.journal import read_attempts
 from farm.pools import Pool, pools_as_json
 from farm.store import Store
 
@@ -34,10 +37,10 @@ def local_ray() -> Iterator[Any]:
 
 
 def start_stand_in(ray: Any, store: Path) -> Any:
-    from actors.pool import Replicas
+    from actors.pool import RayHands
 
-    replicas = Replicas(POOLS, store_uri=str(store), package="stand_ins")
-    (slot,) = replicas.scale("all", waiting=0)
+    fleet = Fleet(POOLS, RayHands(), store_uri=str(store), package="stand_ins")
+    (slot,) = fleet.scale("all", waiting=0, now=0.0)
     ray.get(slot.handle.where.remote(), timeout=60)
     return slot.handle
 
@@ -93,13 +96,13 @@ def test_a_film_on_stand_ins_leaves_a_whole_ledger(local_ray: Any, tiny_wan: Pat
     job = Job(job_id_of(film, checkpoint), film, (checkpoint,), "")
     write_job(store, job)
     controller = start_controller("ledger", store.root, pools_as_json(POOLS), package="stand_ins")
-    names = ray.get([controller.submit.remote(job.id, container="mp4", stills=False) for _ in range(2)], timeout=60)
-    other = ray.get(controller.submit.remote(job.id, container="mkv", stills=False), timeout=60)
+    names = [submit(controller, job.id) for _ in range(2)]
+    other = submit(controller, job.id, container="mkv")
     assert names[0] == names[1] != other  # the second door follows; another container is another rendering
     assert ray.get(controller.cancel.remote(names[0]), timeout=10) is False  # the other door still waits for it
     for name in (names[0], other):
-        while (view := ray.get(controller.view.remote(name, wait_s=0.5), timeout=60))["status"] == "active":
-            assert view["to_run"] == 10
+        view = wait_for_end(controller, name)
+        assert view["to_run"] == 10
         assert view["status"] == "completed", view
         assert view["run"] == 10
     assert set(view["stage_s"]) == {"encode", "denoise", "decode", "assemble"}

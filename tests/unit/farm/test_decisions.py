@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,17 +10,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm.errors import InputError, Problem
-from farm.failure import GiveUp, Retry, after_failure
-from farm.pools import Bounds, NodeFacts, Pool, cannot_fit, cpus_asked, default_pools, faults_together, stages_of
+from farm.failure import GiveUp, Retry, after_failure, is_bad_replica, nodes_to_avoid
+from farm.pools import (
+    Bounds,
+    NodeFacts,
+    Pool,
+    cannot_fit,
+    cpus_asked,
+    default_pools,
+    faults_together,
+    memory_of,
+    stages_of,
+)
 from farm.scaling import may_leave, num_replicas_wanted, share_out
-from farm.task import Attempt, Outcome
+from farm.task import Attempt, Cause, Outcome
 
 
-def attempt(outcome: Outcome, replica: str = "r0", **info: bool) -> Attempt:
+def short(pool: str, **info: bool) -> Attempt:
+    return replace(attempt("failed", cause="memory", **info), pool=pool, replica=f"{pool}-0")
+
+
+def attempt(outcome: Outcome, replica: str = "r0", cause: Cause | None = None, **info: bool) -> Attempt:
+    cause = cause or ("error" if outcome == "failed" else "")
     return Attempt(
         attempt_id="x", job="j", task="t", stage="denoise", label="", pool="p", replica=replica, node="n",
-        queued_at=0, started_at=1, ended_at=3, outcome=outcome, reason="out of luck", info=info, gpus=2,
+        queued_at=0, started_at=1, ended_at=3, outcome=outcome, reason="out of luck", cause=cause, info=info, gpus=2,
     )  # fmt: skip
+
+
+MEMORY = {"p": (0.0, 8.0), "q": (0.0, 16.0)}
 
 
 @pytest.mark.parametrize(
@@ -30,11 +49,42 @@ def attempt(outcome: Outcome, replica: str = "r0", **info: bool) -> Attempt:
         ([attempt("failed")] * 3, GiveUp("3 attempts failed; the last: out of luck")),
         ([attempt("interrupted")] * 9, Retry()),
         ([attempt("interrupted"), attempt("failed"), attempt("failed")], Retry(frozenset({"r0"}))),
-        ([attempt("failed", input_error=True)], GiveUp("out of luck")),
+        ([attempt("failed", cause="input")], GiveUp("out of luck")),
+        ([short("p")], Retry(pools=frozenset({"p"}), frugal=True)),
+        ([short("p"), short("p", frugal=True)], Retry(pools=frozenset({"q"}), frugal=True)),
+        ([short("q"), attempt("interrupted"), short("p", frugal=True)], Retry(pools=frozenset({"q"}), frugal=True)),
+        ([attempt("failed"), short("p"), attempt("failed", "r1")],
+         Retry(frozenset({"r0", "r1"}), frozenset({"p"}), frugal=True)),
     ],
-)
+)  # fmt: skip
 def test_after_failure(attempts: list[Attempt], decision: Retry | GiveUp) -> None:
-    assert after_failure(attempts) == decision
+    assert after_failure(attempts, memory=MEMORY) == decision
+
+
+def test_too_little_memory_everywhere_is_told_with_what_to_do() -> None:
+    told = after_failure([short("p"), short("p", frugal=True), short("q", frugal=True)], memory=MEMORY)
+    assert isinstance(told, GiveUp)
+    assert "not enough memory in any pool" in told.reason
+    assert "tile the decoder" in told.reason
+
+
+def test_a_lone_replica_that_failed_a_task_is_restarted_before_the_next_try() -> None:
+    assert after_failure([attempt("failed")], memory=MEMORY, is_alone=True) == Retry(frozenset({"r0"}), restart=True)
+    assert after_failure([attempt("interrupted")], memory=MEMORY, is_alone=True) == Retry()
+
+
+def test_a_replica_that_fails_three_tasks_and_a_node_that_has_two_of_them_are_left() -> None:
+    assert not is_bad_replica(["a", "b", "a", "b"])
+    assert is_bad_replica(["a", "b", "c"])
+    assert nodes_to_avoid({"n": 2, "m": 1}, ["n", "m"]) == ["n"]
+    assert nodes_to_avoid({"n": 2, "m": 2}, ["n", "m"]) == []  # somewhere it must run
+    assert nodes_to_avoid({"gone": 5}, ["n", "m"]) == []
+
+
+def test_memory_is_compared_by_gpus_first() -> None:
+    l4, h100 = Pool(stages=["denoise"], gpus=1, accelerator="L4"), Pool(stages=["denoise"], gpus=1, accelerator="H100")
+    assert memory_of(l4) == (24, 0)
+    assert memory_of(Pool(stages=["decode"], memory_gib=8)) < memory_of(l4) < memory_of(h100)
 
 
 def test_an_attempt_knows_its_costs() -> None:

@@ -1,0 +1,205 @@
+"""Simulated worlds: the farm's own code in virtual time, with everything that goes wrong.
+
+Half of the seeds are always the same; the other half come from the commit, so that every change is tried in new worlds.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bound import makespan_bound
+
+from farm import attempts, dispatch, journal
+from farm.control import Control
+from farm.failure import Retry
+from farm.plan import Plan, tasks_to_run
+from farm.simulate import SECONDS, World
+
+ROOT = Path(__file__).parents[3]
+
+
+def seed_of_commit() -> int:
+    told = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
+    )  # fmt: skip
+    return int(told.stdout[:12] or "1", 16)
+
+
+def faults_of(seed: int) -> list[str]:
+    return [f"seed {seed}: {fault}" for fault in World(seed).run()]
+
+
+def faults_of_many(count: int) -> list[str]:
+    first = seed_of_commit() * 10**6
+    seeds = [*range(count // 2), *range(first, first + count - count // 2)]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        return [fault for faults in pool.map(faults_of, seeds, chunksize=20) for fault in faults]
+
+
+@pytest.mark.timeout(600)
+def test_a_thousand_worlds_end_well() -> None:
+    assert not faults_of_many(1000)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ten_thousand_worlds_end_well() -> None:
+    assert not faults_of_many(10_000)
+
+
+def test_worlds_are_large_and_break_often_enough() -> None:
+    for seed in range(20):
+        world = World(seed)
+        world.run()
+        assert sum(len(plan.tasks) for plan in world.plans.values()) >= 100
+        assert world.story.total() >= 10
+
+
+def test_a_seed_replays_exactly_in_another_process() -> None:
+    code = "from farm.simulate import World; w = World(17); w.run(); print(w.trace.hexdigest(), w.loop.time())"
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": str(salt)}, text=True,
+            capture_output=True, timeout=120, check=True,
+        ).stdout
+        for salt in (1, 2)
+    }  # fmt: skip
+    assert len(told) == 1
+
+
+# -- faults of the farm itself: the worlds must find each
+
+
+def first_faults(patch: Callable[[pytest.MonkeyPatch], None], *, worlds: int = 60) -> list[str]:
+    """What is found in the first world in which anything is."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        patch(monkeypatch)
+        for seed in range(worlds):
+            if faults := World(seed).run():
+                return faults
+    return []
+
+
+def without_the_fence(patch: pytest.MonkeyPatch) -> None:
+    """Whoever finds its place in the log taken writes into the next one."""
+
+    def put_next(store: Any, job: str, standing: Any, record: Any) -> bool:
+        for known in journal.read_log(store, job, after=standing.position):
+            standing.read(known)
+        store.put_record(journal.log_path(job, standing.position + 1), record)
+        standing.read(record)
+        return True
+
+    patch.setattr(journal, "_put_next", put_next)
+
+
+def forgetting_to_requeue(patch: pytest.MonkeyPatch) -> None:
+    requeue, count = dispatch.Dispatcher.requeue, [0]
+
+    def forgetful(self: Any, key: str, **how: Any) -> bool:
+        count[0] += 1
+        return True if count[0] % 5 == 0 else requeue(self, key, **how)
+
+    patch.setattr(dispatch.Dispatcher, "requeue", forgetful)
+
+
+def counting_interruptions(patch: pytest.MonkeyPatch) -> None:
+    decide = attempts.after_failure
+
+    def strict(tries: Any, **facts: Any) -> Any:
+        told = [replace(a, outcome="failed", cause=a.cause or "error") for a in tries]
+        return decide(told, **facts)
+
+    patch.setattr(attempts, "after_failure", strict)
+
+
+def losing_what_was_paused(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dispatch.Dispatcher, "release_job", lambda self, job: self.held.discard(job))
+
+
+def trying_for_ever(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(attempts, "after_failure", lambda tries, **facts: Retry())
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [without_the_fence, forgetting_to_requeue, counting_interruptions, losing_what_was_paused, trying_for_ever],
+)
+def test_the_worlds_find_mistakes(mistake: Callable[[pytest.MonkeyPatch], None]) -> None:
+    assert first_faults(mistake)
+
+
+# -- worlds in which nothing fails
+
+
+def bounds_of(world: World) -> tuple[float, float, float]:
+    """The makespan, the least that it could be, and the sum over pools of work / replicas plus the longest chain."""
+    tasks = {key: task for plan in world.plans.values() for key, task in plan.tasks.items()}
+    pool_of = {stage: name for name, pool in world.pools.items() for stage in pool.stages}
+    replicas = {name: pool.replicas.max for name, pool in world.pools.items()}
+    seconds = {stage: SECONDS[stage] for stage in pool_of}
+    least = makespan_bound(tasks, seconds=seconds, pool_of=pool_of, num_replicas=replicas)
+    work = dict.fromkeys(replicas, 0.0)
+    chain: dict[str, float] = {}
+    for key, task in tasks.items():
+        work[pool_of[task.stage]] += seconds[task.stage]
+        chain[key] = seconds[task.stage] + max((chain[k] for k in task.inputs if k in chain), default=0.0)
+    return world.makespan_s, least, sum(work[name] / count for name, count in replicas.items()) + max(chain.values())
+
+
+def needed(plan: Plan) -> set[str]:
+    return tasks_to_run(plan.tasks, plan.targets, lambda task: False)
+
+
+def test_without_faults_work_is_done_once_and_about_as_fast_as_it_can_be() -> None:
+    ratios = []
+    for seed in range(40):
+        world = World(seed, num_faults=0)
+        assert world.run() == []
+        makespan_s, least, most = bounds_of(world)
+        assert makespan_s <= most + 10.0  # replicas start, and doors knock, within some seconds
+        ratios.append(makespan_s / least)
+        ran = {a.attempt_id: a.task for w in world.wishes for a in journal.read_attempts(world.store, w.job)}
+        plans = world.plans.values()
+        assert sorted(ran.values()) == sorted(set().union(*(needed(plan) for plan in plans)))
+    assert statistics.median(ratios) <= 1.10
+
+
+def test_a_job_of_higher_priority_is_never_behind_one_that_waits_for_the_same_replicas(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At every hand-out no ready task of the same stage belongs to a more important job."""
+    take = dispatch.Dispatcher.take
+    handed = []
+
+    def watched(self: Any, stages: Any, **who: Any) -> Any:
+        stages = list(stages)
+        ready = [n for n in self.nodes.values() if n.is_ready and n.task.stage in stages and not n.task.near]
+        task = take(self, stages, **who)
+        if task is not None:
+            given = max(self.nodes[task.key].jobs.values())
+            free = [n for n in ready if not n.avoid and not n.pools]
+            assert given >= max((max(n.jobs.values()) for n in free), default=0)
+            handed.append(task)
+        return task
+
+    monkeypatch.setattr(dispatch.Dispatcher, "take", watched)
+    for seed in range(10):
+        assert World(seed, num_faults=0).run() == []
+    assert len(handed) > 1000
+
+
+def test_a_control_can_be_changed_for_a_world() -> None:
+    """The hook that mistakes of single controllers go through."""
+    seen: list[Control] = []
+    World(3, control=seen.append).run()
+    assert seen
