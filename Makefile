@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY := passive
 export GOMP_SPINCOUNT := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow check install bench pictures format clean
+.PHONY: demo test test-slow check install bench simulate chaos pictures format clean
 
 demo: install
 	$(BIN)/farm render examples/demo.yaml --store .longtake --out demo.mp4
@@ -36,6 +36,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 bench: install  # make bench NAME=overlap
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	PYTHONPATH=tests $(BIN)/python tests/bench/$(NAME).py
+
+simulate: install  # the farm in virtual time: make simulate WORLDS=1000
+	$(BIN)/python -m farm.simulate --worlds $(or $(WORLDS),100000)
+
+chaos: install  # kill real processes: make chaos ROUNDS=5
+	PYTHONPATH=.:tests:tests/bench $(BIN)/python tests/chaos.py --rounds $(or $(ROUNDS),60)
 
 pictures: install  # the README's
 	$(BIN)/python docs/pictures.py
