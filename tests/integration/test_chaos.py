@@ -1,0 +1,24 @@
+"""One round of each kind of disaster; `make chaos` has sixty, with figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chaos import BOARD, KINDS, MARK, Chaos
+
+
+@pytest.fixture(scope="module")
+def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, "")  # set anew by every round, and gone after them
+        yield Chaos(tmp_path_factory.mktemp("chaos"), board=BOARD.replace("steps: 250", "steps: 120"), seed=3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_film_survives(kind: str, chaos: Chaos, tmp_path: Path) -> None:
+    done = chaos.round(kind, KINDS.index(kind))
+    assert not done.faults, done
