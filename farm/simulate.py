@@ -17,7 +17,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,291 +27,24 @@ from .control import Control, plan_wish
 from .errors import InputError, ReplicaLost, StoreError
 from .failure import MAX_FAILURES
 from .film import job_id_of
-from .fleet import Ran, ReplicaSpec, Status
+from .fleet import Ran
 from .jobs import Job, write_job
 from .journal import Held, Owner, Watch, Wish, read_standing, write_order
 from .plan import Plan, make_plan
 from .pools import Bounds, Pool, numerics, pools_serving
 from .resolve import resolve
+from .simulated import Instance, SimNode, SimReplica
 from .states import ENDED
 from .step_checkpoints import forget_steps, keep_step, read_step
 from .store import Store
 from .storyboard import parse_storyboard
 from .task import Task
+from .virtual import Files, FileSystem, VirtualLoop
 
 LIMIT_S = 30_000.0  # virtual: a world that has not ended by then never will
 NUM_STEPS = 8  # of a simulated denoise task
 MADE_WITH = {"world": "simulated"}
 SECONDS = {"encode": 1.0, "denoise": 12.0, "decode": 3.0, "interpolate": 3.0, "assemble": 1.0}  # of a task
-
-
-class Killed(BaseException):
-    """Raised inside a controller that has died, wherever it tries to touch the world."""
-
-
-class VirtualLoop(asyncio.BaseEventLoop):
-    """An event loop in which waiting takes no time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._selector = self
-        self._scheduled: list[asyncio.TimerHandle]  # asyncio's own heap of what waits for its time
-        self.now_s = 0.0
-
-    def time(self) -> float:
-        return self.now_s
-
-    def select(self, timeout: float | None) -> list[Any]:
-        if timeout is None:
-            raise RuntimeError("the world stands still: everybody waits for somebody")
-        if timeout > 0:
-            self.now_s = max(self.now_s, self._scheduled[0].when())  # exactly, so that nothing depends on rounding
-        return []
-
-    def _process_events(self, event_list: Sequence[Any]) -> None:
-        pass
-
-    def _write_to_self(self) -> None:
-        pass
-
-
-class Files:
-    """What a store is made of: files by name, in memory."""
-
-    def __init__(self) -> None:
-        self.data: dict[str, bytes] = {}
-        self.folders: dict[str, dict[str, None]] = {}
-
-    def put(self, path: str, data: bytes) -> None:
-        self.data[path] = data
-        while "/" in path:
-            path, name = path.rsplit("/", 1)
-            self.folders.setdefault(path, {})[name] = None
-
-    def delete(self, path: str) -> None:
-        del self.data[path]
-        folder, name = path.rsplit("/", 1)
-        del self.folders[folder][name]
-
-
-class FileSystem:
-    """The files as one process sees them: the part of fsspec that the store uses. `harm` is asked before and after
-    each call."""
-
-    def __init__(self, files: Files, harm: Callable[[str, str], None] = lambda call, when: None) -> None:
-        self.files, self.harm = files, harm
-
-    def exists(self, path: str) -> bool:
-        self.harm("exists", "before")
-        return path in self.files.data
-
-    isfile = exists
-
-    def cat_file(self, path: str) -> bytes:
-        self.harm("cat_file", "before")
-        if path not in self.files.data:
-            raise FileNotFoundError(path)
-        return self.files.data[path]
-
-    def ls(self, path: str, detail: bool = False) -> list[str]:
-        self.harm("ls", "before")
-        if path not in self.files.folders:
-            raise FileNotFoundError(path)
-        return [f"{path}/{name}" for name in self.files.folders[path]]
-
-    def pipe_file(self, path: str, data: bytes, mode: str = "overwrite") -> None:
-        self.harm("write", "before")
-        if mode == "create" and path in self.files.data:
-            raise FileExistsError(path)
-        self.files.put(path, data)
-        self.harm("write", "after")
-
-    def mv(self, source: str, target: str) -> None:
-        self.harm("write", "before")
-        self.files.put(target, self.cat_file(source))
-        self.files.delete(source)
-
-    def rm_file(self, path: str) -> None:
-        self.harm("write", "before")
-        if path not in self.files.data:
-            raise FileNotFoundError(path)
-        self.files.delete(path)
-        self.harm("write", "after")
-
-
-@dataclass
-class SimNode:
-    name: str
-    is_alive: bool = True
-    is_draining: bool = False
-    slowness: float = 1.0
-
-
-@dataclass
-class SimReplica:
-    """A replica in the world. What it computes goes on when nobody listens any more."""
-
-    spec: ReplicaSpec
-    node: SimNode | None
-    ended: asyncio.Future[None]
-    is_bad: bool = False  # fails whatever it is given
-    step: int = 0
-    num_steps: int = 1
-    task: str | None = None
-    canceled: set[str] = field(default_factory=set)
-    halted: set[str] = field(default_factory=set)
-    unsaved: dict[str, tuple[Task, bytes]] = field(default_factory=dict)
-
-    @property
-    def is_alive(self) -> bool:
-        return not self.ended.done() and self.node is not None and self.node.is_alive
-
-
-class Instance:
-    """One controller from its start to its end. It can be killed at any call, and stand still for a while."""
-
-    def __init__(self, world: World, number: int) -> None:
-        self.world, self.name = world, f"controller-{number}"
-        self.is_dead, self.dies_at_write = False, ""
-        self.frozen_until = 0.0
-        self.tasks: set[asyncio.Task[Any]] = set()
-        self.replicas: list[SimReplica] = []
-        store = Store("sim", fs=FileSystem(world.files, self.harm), sleep=lambda s: None)
-        self.control = Control(
-            store, world.pools, SimHands(world, self), owner=Owner(self.name), farm="farm", io=self.io,
-            now=world.loop.time, adopts=world.adopts, is_dead=world.is_known_dead, plan=world.plan_of,
-        )  # fmt: skip
-
-    def harm(self, call: str, when: str) -> None:
-        if self.is_dead:
-            raise Killed
-        if call == "write" and self.dies_at_write == when:
-            self.world.tell(f"{self.name} dies {when} a write")
-            self.world.kill(self)
-            raise Killed
-        self.world.harm(call, when)
-
-    async def thaw(self) -> None:
-        while self.frozen_until > self.world.loop.time():
-            await asyncio.sleep(self.frozen_until - self.world.loop.time())
-        if self.is_dead:
-            raise Killed
-
-    async def io(self, work: Callable[..., Any], *values: Any, **named: Any) -> Any:
-        await self.thaw()
-        await asyncio.sleep(self.world.rng.uniform(0.001, 0.02))
-        await self.thaw()
-        return work(*values, **named)
-
-    async def call(self, method: Coroutine[Any, Any, Any]) -> Any:
-        """A door's call of a method of the controller.
-
-        Raises:
-            ReplicaLost: the controller died.
-        """
-        task = asyncio.ensure_future(method)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-        try:
-            await self.thaw()
-            return await asyncio.shield(task)
-        except (Killed, asyncio.CancelledError):
-            if not self.is_dead:
-                raise
-            raise ReplicaLost("the controller died") from None
-
-    def stop(self) -> None:
-        self.is_dead = True
-        for task in [*self.tasks, *self.control.background]:
-            task.cancel()
-
-
-class SimHands:
-    """`farm.fleet.Hands` in the simulated world."""
-
-    def __init__(self, world: World, owner: Instance) -> None:
-        self.world, self.owner = world, owner
-
-    def start(self, spec: ReplicaSpec, pool: Pool, *, avoid: Sequence[str]) -> SimReplica:
-        world = self.world
-        able = [n for n in world.nodes if n.is_alive and not n.is_draining and n.name not in avoid]
-        node = world.rng.choice(able) if able else None
-        replica = SimReplica(spec, node, world.loop.create_future())
-        replica.is_bad = bool(node and node.name == world.bad_node)
-        self.owner.replicas.append(replica)
-        world.replicas.append(replica)
-        return replica
-
-    async def place(self, replica: SimReplica) -> tuple[str, int]:
-        while replica.node is None:  # as Ray, which waits until there is one
-            await asyncio.sleep(1.0)
-            able = [n for n in self.world.nodes if n.is_alive and not n.is_draining]
-            replica.node = self.world.rng.choice(able) if able else None
-        await self._answer(replica, asyncio.sleep(self.world.rng.uniform(0.5, 4)))
-        return replica.node.name, 1
-
-    async def run(
-        self, replica: SimReplica, task: Task, inputs: Sequence[tuple[Task, Any]], *, frugal: bool
-    ) -> Ran:  # fmt: skip
-        ran: Ran = await self._answer(replica, self.world.compute(replica, task, inputs, frugal=frugal), task.key)
-        return ran
-
-    async def persist(self, replica: SimReplica, key: str) -> int:
-        size: int = await self._answer(replica, self.world.put_away(replica, key), key)
-        return size
-
-    async def status(self, replica: SimReplica) -> Status:
-        await self.owner.thaw()
-        if not replica.is_alive:
-            raise ReplicaLost("it has gone")
-        return Status(replica.task, replica.step, replica.num_steps)
-
-    async def prepare(self, replica: SimReplica, task: Task, inputs: Sequence[tuple[Task, Any]]) -> None:
-        await self._answer(replica, asyncio.sleep(0.5))
-
-    def lend(self, replica: SimReplica, key: str, helpers: Mapping[str, Any]) -> None:
-        pass
-
-    def cancel(self, replica: SimReplica, key: str) -> None:
-        if not self.owner.is_dead:
-            replica.canceled.add(key)
-
-    def halt(self, replica: SimReplica, key: str) -> None:
-        if not self.owner.is_dead:
-            replica.halted.add(key)
-
-    def warm(self, replica: SimReplica, wanted: Sequence[Any]) -> None:
-        pass
-
-    def stop(self, replica: SimReplica) -> None:
-        if not replica.ended.done() and not self.owner.is_dead:
-            replica.ended.set_result(None)
-
-    def is_node_alive(self, node: str) -> bool:
-        return node in self.nodes()
-
-    def nodes(self) -> list[str]:
-        return [n.name for n in self.world.nodes if n.is_alive]
-
-    def draining(self) -> list[str]:
-        return [n.name for n in self.world.nodes if n.is_draining]
-
-    def cluster(self) -> str:
-        return f"there are {len(self.nodes())} nodes"
-
-    async def _answer(self, replica: SimReplica, work: Coroutine[Any, Any, Any], key: str = "") -> Any:
-        """What a replica says about a task, if it lives to say it; its work goes on without us."""
-        await self.owner.thaw()
-        task = self.world.spawn(work)
-        await asyncio.wait([task, replica.ended], return_when=asyncio.FIRST_COMPLETED)
-        if not self.world.is_exact:  # answers may be late
-            await asyncio.sleep(self.world.rng.choice([0.0, 0.0, 0.0, 0.5, 5.0]))
-        await self.owner.thaw()
-        is_told = task.done() and task.exception() is None and self.world.rng.random() < 0.5
-        if not replica.is_alive and not is_told:
-            self.world.true_failures[key] += bool(replica.node and replica.node.is_alive)
-            raise ReplicaLost("its process ended", self.world.rng.random() < 0.2)
-        return await task
 
 
 @cache

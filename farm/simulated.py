@@ -1,0 +1,203 @@
+"""What a controller meets in a simulated world: nodes, replicas, and the hands that reach them; and itself, mortal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .control import Control
+from .errors import ReplicaLost
+from .fleet import Ran, ReplicaSpec, Status
+from .journal import Owner
+from .pools import Pool
+from .store import Store
+from .task import Task
+from .virtual import FileSystem
+
+if TYPE_CHECKING:
+    from .simulate import World
+
+
+class Killed(BaseException):
+    """Raised inside a controller that has died, wherever it tries to touch the world."""
+
+
+@dataclass
+class SimNode:
+    name: str
+    is_alive: bool = True
+    is_draining: bool = False
+    slowness: float = 1.0
+
+
+@dataclass
+class SimReplica:
+    """A replica in the world. What it computes goes on when nobody listens any more."""
+
+    spec: ReplicaSpec
+    node: SimNode | None
+    ended: asyncio.Future[None]
+    is_bad: bool = False  # fails whatever it is given
+    step: int = 0
+    num_steps: int = 1
+    task: str | None = None
+    canceled: set[str] = field(default_factory=set)
+    halted: set[str] = field(default_factory=set)
+    unsaved: dict[str, tuple[Task, bytes]] = field(default_factory=dict)
+
+    @property
+    def is_alive(self) -> bool:
+        return not self.ended.done() and self.node is not None and self.node.is_alive
+
+
+class Instance:
+    """One controller from its start to its end. It can be killed at any call, and stand still for a while."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world, self.name = world, f"controller-{number}"
+        self.is_dead, self.dies_at_write = False, ""
+        self.frozen_until = 0.0
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.replicas: list[SimReplica] = []
+        store = Store("sim", fs=FileSystem(world.files, self.harm), sleep=lambda s: None)
+        self.control = Control(
+            store, world.pools, SimHands(world, self), owner=Owner(self.name), farm="farm", io=self.io,
+            now=world.loop.time, adopts=world.adopts, is_dead=world.is_known_dead, plan=world.plan_of,
+        )  # fmt: skip
+
+    def harm(self, call: str, when: str) -> None:
+        if self.is_dead:
+            raise Killed
+        if call == "write" and self.dies_at_write == when:
+            self.world.tell(f"{self.name} dies {when} a write")
+            self.world.kill(self)
+            raise Killed
+        self.world.harm(call, when)
+
+    async def thaw(self) -> None:
+        while self.frozen_until > self.world.loop.time():
+            await asyncio.sleep(self.frozen_until - self.world.loop.time())
+        if self.is_dead:
+            raise Killed
+
+    async def io(self, work: Callable[..., Any], *values: Any, **named: Any) -> Any:
+        await self.thaw()
+        await asyncio.sleep(self.world.rng.uniform(0.001, 0.02))
+        await self.thaw()
+        return work(*values, **named)
+
+    async def call(self, method: Coroutine[Any, Any, Any]) -> Any:
+        """A door's call of a method of the controller.
+
+        Raises:
+            ReplicaLost: the controller died.
+        """
+        task = asyncio.ensure_future(method)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        try:
+            await self.thaw()
+            return await asyncio.shield(task)
+        except (Killed, asyncio.CancelledError):
+            if not self.is_dead:
+                raise
+            raise ReplicaLost("the controller died") from None
+
+    def stop(self) -> None:
+        self.is_dead = True
+        for task in [*self.tasks, *self.control.background]:
+            task.cancel()
+
+
+class SimHands:
+    """`farm.fleet.Hands` in the simulated world."""
+
+    def __init__(self, world: World, owner: Instance) -> None:
+        self.world, self.owner = world, owner
+
+    def start(self, spec: ReplicaSpec, pool: Pool, *, avoid: Sequence[str]) -> SimReplica:
+        world = self.world
+        able = [n for n in world.nodes if n.is_alive and not n.is_draining and n.name not in avoid]
+        node = world.rng.choice(able) if able else None
+        replica = SimReplica(spec, node, world.loop.create_future())
+        replica.is_bad = bool(node and node.name == world.bad_node)
+        self.owner.replicas.append(replica)
+        world.replicas.append(replica)
+        return replica
+
+    async def place(self, replica: SimReplica) -> tuple[str, int]:
+        while replica.node is None:  # as Ray, which waits until there is one
+            await asyncio.sleep(1.0)
+            able = [n for n in self.world.nodes if n.is_alive and not n.is_draining]
+            replica.node = self.world.rng.choice(able) if able else None
+        await self._answer(replica, asyncio.sleep(self.world.rng.uniform(0.5, 4)))
+        return replica.node.name, 1
+
+    async def run(
+        self, replica: SimReplica, task: Task, inputs: Sequence[tuple[Task, Any]], *, frugal: bool
+    ) -> Ran:  # fmt: skip
+        ran: Ran = await self._answer(replica, self.world.compute(replica, task, inputs, frugal=frugal), task.key)
+        return ran
+
+    async def persist(self, replica: SimReplica, key: str) -> int:
+        size: int = await self._answer(replica, self.world.put_away(replica, key), key)
+        return size
+
+    async def status(self, replica: SimReplica) -> Status:
+        await self.owner.thaw()
+        if not replica.is_alive:
+            raise ReplicaLost("it has gone")
+        return Status(replica.task, replica.step, replica.num_steps)
+
+    async def prepare(self, replica: SimReplica, task: Task, inputs: Sequence[tuple[Task, Any]]) -> None:
+        await self._answer(replica, asyncio.sleep(0.5))
+
+    def lend(self, replica: SimReplica, key: str, helpers: Mapping[str, Any]) -> None:
+        pass
+
+    def cancel(self, replica: SimReplica, key: str) -> None:
+        if not self.owner.is_dead:
+            replica.canceled.add(key)
+
+    def halt(self, replica: SimReplica, key: str) -> None:
+        if not self.owner.is_dead:
+            replica.halted.add(key)
+
+    def warm(self, replica: SimReplica, wanted: Sequence[Any]) -> None:
+        pass
+
+    def stop(self, replica: SimReplica) -> None:
+        if not replica.ended.done() and not self.owner.is_dead:
+            replica.ended.set_result(None)
+
+    def is_node_alive(self, node: str) -> bool:
+        return node in self.nodes()
+
+    def nodes(self) -> list[str]:
+        return [n.name for n in self.world.nodes if n.is_alive]
+
+    def draining(self) -> list[str]:
+        return [n.name for n in self.world.nodes if n.is_draining]
+
+    def cluster(self) -> str:
+        return f"there are {len(self.nodes())} nodes"
+
+    async def _answer(self, replica: SimReplica, work: Coroutine[Any, Any, Any], key: str = "") -> Any:
+        """What a replica says about a task, if it lives to say it; its work goes on without us."""
+        try:
+            await self.owner.thaw()
+        except BaseException:
+            work.close()
+            raise
+        task = self.world.spawn(work)
+        await asyncio.wait([task, replica.ended], return_when=asyncio.FIRST_COMPLETED)
+        if not self.world.is_exact:  # answers may be late
+            await asyncio.sleep(self.world.rng.choice([0.0, 0.0, 0.0, 0.5, 5.0]))
+        await self.owner.thaw()
+        is_told = task.done() and task.exception() is None and self.world.rng.random() < 0.5
+        if not replica.is_alive and not is_told:
+            self.world.true_failures[key] += bool(replica.node and replica.node.is_alive)
+            raise ReplicaLost("its process ended", self.world.rng.random() < 0.2)
+        return await task
