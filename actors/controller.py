@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +20,7 @@ from .pool import RayHands
 
 NAMESPACE = "longtake"
 OPEN_TIMEOUT_S = 60.0
+IO_THREADS = 32  # they wait for the store; one that is slow must not keep others from showing that we live
 
 
 class Controller:
@@ -29,14 +31,19 @@ class Controller:
             Store(store_uri), pools_from_json(pools), RayHands(), owner=this_process(), farm=farm,
             io=asyncio.to_thread, now=time.time, package=package, adopts=adopts, is_dead=is_dead,
         )  # fmt: skip
+        if adopts:  # also when Ray has started it again, and no door knocks
+            ray.get_runtime_context().current_actor.open.remote()
 
     async def open(self) -> list[str]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IO_THREADS))
         return await self.control.open()
 
-    async def submit(self, wish: dict[str, Any], stale: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    async def submit(
+        self, wish: dict[str, Any], stale: dict[str, Any] | None = None, door: str = "a door"
+    ) -> dict[str, Any] | None:
         """Take on a job that lies in the store. Returns the lease of another controller that drives it."""
         await self.control.open()  # a controller that was started again
-        held = await self.control.submit(Wish(**wish), stale=held_from_json(stale) if stale else None)
+        held = await self.control.submit(Wish(**wish), stale=held_from_json(stale) if stale else None, door=door)
         return asdict(held) if held else None
 
     async def view(self, name: str, wait_s: float = 0.0) -> dict[str, Any]:
@@ -45,8 +52,8 @@ class Controller:
             return {"status": "unknown"}
         return await self.control.view(name, wait_s=wait_s)
 
-    async def cancel(self, name: str) -> bool:
-        return await self.control.cancel(name)
+    async def cancel(self, name: str, door: str = "a door") -> bool:
+        return await self.control.cancel(name, door)
 
     async def is_quiet(self, name: str) -> bool:
         return await self.control.is_quiet(name)

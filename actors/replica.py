@@ -42,6 +42,7 @@ from farm.errors import (
     TaskCanceled,
 )
 from farm.fleet import Ran, ReplicaSpec, Status
+from farm.patience import is_passing
 from farm.pools import THREAD_ENVIRONMENT
 from farm.step_checkpoints import forget_steps, keep_step, read_step
 from farm.store import Store
@@ -55,6 +56,7 @@ Loaded = tuple[str, tuple[tuple[str, str], ...]]  # folder and (component, finge
 MODEL_STAGES = {"encode", "denoise", "decode", "interpolate"}
 OFFLOADING = {"encode", "denoise", "decode"}  # stages that can keep weights on the host
 LEAVE_S = 60.0  # at most, to stop between two steps and put away what is made, when the process is told to end
+LINGER_S = 7.0  # after that: a controller that looks now and then shall learn of it and give no more work
 KEEP_TIMEOUT_S = 30.0  # for the last checkpoint before that
 
 
@@ -111,7 +113,8 @@ class _Keeper:
             return
         self.writing = self.pool.submit(self._write, step, data)
         if is_last:
-            self.writing.result(KEEP_TIMEOUT_S)
+            with contextlib.suppress(TimeoutError):  # then the next one begins with an earlier state
+                self.writing.result(KEEP_TIMEOUT_S)
 
     def _write(self, step: int, data: bytes) -> None:
         try:
@@ -166,15 +169,16 @@ class Replica:
     def _leave(self, number: int, frame: FrameType | None) -> None:
         """The machine will go: keep the state of what runs, put away what is made, and end."""
         self.is_leaving = True
-        if self.progress is not None:
-            self.progress.halted = True
+        progress = self.progress  # the task may end meanwhile
+        if progress is not None:
+            progress.halted = True
         threading.Thread(target=self._end_when_done, daemon=True).start()
 
     def _end_when_done(self) -> None:
         end = time.monotonic() + LEAVE_S
         while (self.current or self.unsaved) and time.monotonic() < end:
             time.sleep(0.05)
-        time.sleep(0.5)  # for the last answer to get away
+        time.sleep(LINGER_S)
         os._exit(0)
 
     @ray.method(concurrency_group="io")
@@ -194,15 +198,17 @@ class Replica:
     def cancel(self, key: str) -> None:
         """Stop a task between two of its steps; also one that has not started yet."""
         self.canceled.add(key)
-        if self.current == key and self.progress is not None:
-            self.progress.canceled = True
+        progress = self.progress
+        if self.current == key and progress is not None:
+            progress.canceled = True
 
     @ray.method(concurrency_group="io")
     def halt(self, key: str) -> None:
         """The same, with its state kept first; what has no state is finished."""
         self.halted.add(key)
-        if self.current == key and self.progress is not None:
-            self.progress.halted = True
+        progress = self.progress
+        if self.current == key and progress is not None:
+            progress.halted = True
 
     @ray.method(concurrency_group="io")
     def lend(self, number: int, key: str, handles: dict[str, Any]) -> None:
@@ -287,7 +293,8 @@ class Replica:
             if self.is_leaving:  # told so since
                 self.progress.halted = True
             if task.stage == "denoise":
-                self.progress.saved = read_step(self.store, task.key, made_with=made_with())
+                with contextlib.suppress(OSError, StoreError):  # it begins anew then
+                    self.progress.saved = read_step(self.store, task.key, made_with=made_with())
                 self.progress.keep, self.progress.keep_every_s = keeper, self.spec.checkpoint_s
                 self.progress.keep_every_steps = self.spec.checkpoint_steps
             if frugal:
@@ -317,12 +324,12 @@ class Replica:
             reason = str(e) if isinstance(e, FarmError) else f"{type(e).__name__}: {e}"
             return self._ran("failed", started_at, load_s, reason=reason[:2000], cause=cause_of(e), info=told)
         finally:
-            self.current = self.progress = self.helpers = None
-            self.canceled.discard(task.key)
-            self.halted.discard(task.key)
             keeper.close()
             if frugal:
                 self._let_go_of_all()
+            self.canceled.discard(task.key)
+            self.halted.discard(task.key)
+            self.current = self.progress = self.helpers = None
             trim_memory()
 
     def _let_go_of_all(self) -> None:
@@ -367,7 +374,8 @@ class Replica:
         try:
             return self.store.read(source)
         except OSError as e:
-            raise StoreUnreachable(f"the store {self.store.uri} cannot be read: {e}") from e
+            kind = StoreUnreachable if is_passing(e) else StoreError
+            raise kind(f"the store {self.store.uri} cannot be read: {e}") from e
 
     def _ran(self, outcome: Outcome, started_at: float, load_s: float, **more: Any) -> Ran:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

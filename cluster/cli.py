@@ -14,14 +14,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from actors.identity import is_dead
+from actors.identity import is_dead, this_process
 from farm.document import read_document
 from farm.errors import InputError, Problem, RenderError, StoreError
 from farm.jobs import publish_film, read_seams, write_job
@@ -37,12 +37,13 @@ from .answer import Answer
 from .commands import add_commands
 from .deliver import Target, deliver, read_target
 from .hardware import Connection, this_machine
-from .order import Order, look_again, open_store, read_order
+from .order import Order, look_again, open_store, read_order, with_requeued
 from .tables import model_rows, model_table, plan_table
 
 NEWS_S = 0.5  # how long one question to the controller waits for news
 STOP_TIMEOUT_S = 10.0  # for replicas to end their step after Ctrl-C
 CONTROLLER_TIMEOUT_S = 60.0
+SUBMIT_TIMEOUT_S = 3600.0  # planning a long film against a distant store takes a while
 FOLLOW_S = 1.0  # between two looks at a job that another controller renders
 NOTHING_RUN: dict[str, Any] = {
     "to_run": 0, "not_needed": 0, "run": 0, "retried": 0, "stage_s": {}, "first_step_at": None, "film": "",
@@ -150,6 +151,7 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
         for warning in order.warnings:
             print(f"farm: warning: {warning}", file=sys.stderr)
         stale = None
+        order = with_requeued(order)
         if order.missing and address is None:
             held = look_at_lease(order.store, order.job.id)
             if held is not None and not is_dead(held.owner):  # another `farm render` on this store
@@ -177,7 +179,7 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
         path = deliver(target, order.store, order.plan, film)
     except OSError as e:
         raise RenderError(f"the film is finished ({film}), but could not be written to {args.out}: {e}") from e
-    report = draw_report(order.store, order.job.id)
+    report = try_to_draw_report(order.store, order.job.id)
     for shot, told in zip(order.plan.shots, answer.data["shots"], strict=True):
         told["clip"] = order.store.place(
             f"films/{order.job.id}/shots/{shot.id}.{order.plan.tasks[shot.clip].extension}"
@@ -195,13 +197,14 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
 def keep_job(order: Order) -> None:
     """Put into the store what rendering needs, and what the next plan compares itself with."""
     write_job(order.store, order.job, order.images)
-    write_plan(order.store, order.job, order.plan)
+    stills = ".stills" if order.plan.stills else ""
+    write_plan(order.store, order.job, order.plan, variant=f"{order.container}{stills}")
 
 
 def tell_unfinished(order: Order, view: dict[str, Any], answer: Answer) -> int:
     tasks = order.plan.tasks
     done = len(tasks) - len(tasks_to_run(tasks, order.plan.targets, order.store.has))
-    report = draw_report(order.store, order.job.id)
+    report = try_to_draw_report(order.store, order.job.id)
     left = f"{done} of {len(tasks)} tasks are in the store, and the same command goes on from there; report {report}"
     if view["status"] == "canceled":
         return answer.fail(130, [Problem(f"{view.get('reason') or 'interrupted'}; {left}")])
@@ -255,16 +258,18 @@ def drive(order: Order, stop: StopRequest, connection: Connection, *, stale: Hel
     wish = Wish(order.job.id, order.container, bool(order.plan.stills), farm=name)
     controller = start_controller(name, uri, pools, adopts=not connection.is_local)
     lost_at: float | None = None  # when the controller stopped answering
+    door = this_process().name
 
-    def ask(method: str, *values: Any, **options: Any) -> Any:
-        return ray.get(getattr(controller, method).remote(*values, **options), timeout=CONTROLLER_TIMEOUT_S)
+    def ask(method: str, *values: Any, timeout_s: float = CONTROLLER_TIMEOUT_S, **options: Any) -> Any:
+        return ray.get(getattr(controller, method).remote(*values, **options), timeout=timeout_s)
 
     view: dict[str, Any] = {"status": "unknown"}
     with show_progress(order.job.film.title) as show:
         while view["status"] not in ENDED and not stop.asked:
             try:
                 if view["status"] in ("unknown", "lost"):
-                    held = ask("submit", asdict(wish), stale=asdict(stale) if stale else None)
+                    told = {"stale": asdict(stale) if stale else None, "door": door}
+                    held = ask("submit", asdict(wish), timeout_s=SUBMIT_TIMEOUT_S, **told)
                     stale = follow(order, held_from_json(held), stop) if held else None
                     view = {"status": "unknown" if held else "queued"}
                     continue
@@ -279,22 +284,29 @@ def drive(order: Order, stop: StopRequest, connection: Connection, *, stale: Hel
                 view = {"status": "unknown"}
                 time.sleep(NEWS_S)
     if stop.asked and view["status"] not in ENDED:
-        view = leave(ask, wish.name, view)
+        view = leave(ask, wish.name, door, view)
     if connection.is_local:
-        ask("close")
-        ray.kill(controller)
+        with suppress(ray.exceptions.RayError):  # it may have died after its work
+            ask("close")
+            ray.kill(controller)
     return view
 
 
-def leave(ask: Callable[..., Any], name: str, view: dict[str, Any]) -> dict[str, Any]:
+def leave(ask: Callable[..., Any], name: str, door: str, view: dict[str, Any]) -> dict[str, Any]:
     """Stop waiting for a rendering; without another door it ends between two steps, with its state kept."""
+    import ray
+
+    left: dict[str, Any] = {**NOTHING_RUN, **view, "status": "canceled"}
     if view["status"] == "unknown":
-        return {**NOTHING_RUN, "status": "canceled"}
-    ask("cancel", name)
-    end = time.monotonic() + STOP_TIMEOUT_S
-    while not ask("is_quiet", name) and time.monotonic() < end:
-        time.sleep(0.1)
-    return {**NOTHING_RUN, **ask("view", name), "status": "canceled"}
+        return left
+    with suppress(ray.exceptions.RayError):  # a controller that dies now leaves the same behind
+        ask("cancel", name, door)
+        end = time.monotonic() + STOP_TIMEOUT_S
+        while not ask("is_quiet", name) and time.monotonic() < end:
+            time.sleep(0.1)
+        last = ask("view", name)
+        left = {**left, **last, "status": last["status"] if last["status"] == "completed" else "canceled"}
+    return left
 
 
 def follow(order: Order, held: Held, stop: StopRequest | None = None) -> Held | None:
@@ -308,9 +320,9 @@ def follow(order: Order, held: Held, stop: StopRequest | None = None) -> Held | 
         time.sleep(FOLLOW_S)
         standing = read_standing(order.store, order.job.id)
         now = look_at_lease(order.store, order.job.id, standing)
-        if now is None or is_dead(now.owner):
+        if now is None:
             return None
-        if watch.look(now, time.monotonic()):
+        if is_dead(now.owner) or watch.look(now, time.monotonic()):
             return now
         if f"{standing.state}: {standing.reason}" != told:
             told = f"{standing.state}: {standing.reason}"
@@ -340,6 +352,14 @@ def draw_report(store: Store, job: str) -> str:
     from dashboards.report import make_report
 
     return store.publish(f"films/{job}/report.html", make_report(store, job).encode())
+
+
+def try_to_draw_report(store: Store, job: str) -> str:
+    """Its place, or why there is none: what was rendered matters more."""
+    try:
+        return draw_report(store, job)
+    except (OSError, StoreError) as e:
+        return f"could not be drawn: {e}"
 
 
 # -- the other commands

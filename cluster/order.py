@@ -11,6 +11,7 @@ from farm.checkpoint import Checkpoint, find_checkpoint
 from farm.errors import InputError, Problem
 from farm.film import container_of, job_id_of
 from farm.jobs import Job
+from farm.journal import new_orders, read_standing
 from farm.plan import Plan, make_plan, tasks_to_run
 from farm.pools import Pool, check_served, default_pools, load_pools, numerics
 from farm.resolve import as_draft, only_shots, resolve
@@ -84,6 +85,16 @@ def look_again(order: Order, answer: Answer) -> Order:
     missing = tasks_to_run(order.plan.tasks, order.plan.targets, order.store.has)
     answer.data["tasks"]["reused"] = len(order.plan.tasks) - len(missing)
     return replace(order, missing=missing)
+
+
+def with_requeued(order: Order) -> Order:
+    """The same order with everything to run, where somebody has asked for that with `farm requeue --all`."""
+    standing = read_standing(order.store, order.job.id)
+    waiting = [] if standing.is_open else new_orders(order.store, order.job.id, standing.orders)
+    if not any(told["order"] == "requeue" and told["everything"] for _, told in waiting):
+        return order
+    tasks = order.plan.tasks
+    return replace(order, missing=tasks_to_run(tasks, order.plan.targets, lambda task: False))
 
 
 def _models_of_shots(draft: Draft, folder: Path) -> tuple[dict[str, Checkpoint], tuple[Problem, ...]]:

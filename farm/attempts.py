@@ -19,12 +19,13 @@ from .journal import Owner, write_attempt
 from .lead import PATIENCE_S, RETRY_S, Io, Lead
 from .loans import Loans
 from .plan import tasks_to_run
-from .pools import Pool, memory_of, pools_serving
+from .pools import Pool, asked, memory_of, pools_serving
 from .rendering import Rendering
 from .store import Store
 from .task import Attempt, Task
 
 NODE_LOSS_POLLS, NODE_LOSS_POLL_S = 6, 0.5
+MAX_OUTAGES = 200  # of the store, that one task may meet
 
 
 class Jobs(Protocol):
@@ -88,6 +89,7 @@ class Attempts:
         self.queued_at.pop(key, None)
         self.tries.pop(key, None)
         self.values.pop(key, None)
+        self.frugal.discard(key)
 
     # -- replicas
 
@@ -105,8 +107,12 @@ class Attempts:
             slot.node, slot.pid = await asyncio.wait_for(self.hands.place(slot.handle), pool.start_timeout_s)
             slot.idle_since, failures[slot.pool] = self.now(), 0
         except TimeoutError:
+            if self.fleet.replaced:  # perhaps the nodes that we avoid are the only ones
+                self.fleet.replaced.clear()
+                return self.fleet.drop(slot)
             failures[slot.pool] = MAX_START_FAILURES
-            reason = f"pool {slot.pool} got no replica in {pool.start_timeout_s:g} s; {self.hands.cluster()}"
+            words = f"pool {slot.pool} asked for {asked(pool)} and got none in {pool.start_timeout_s:g} s"
+            reason = f"{words}; {self.hands.cluster()}"
         except ReplicaLost as e:
             failures[slot.pool] += 1
             reason = f"a replica of pool {slot.pool} could not start: {e}"
@@ -147,7 +153,8 @@ class Attempts:
                 self.fleet.drop(slot)
             return
         slot.status = status
-        if status.is_leaving and not slot.is_leaving:
+        if status.is_leaving:
+            slot.was_told = True
             self.fleet.dismiss(slot)
         node = self.dispatcher.nodes.get(status.task or "")
         if node is None or not status.preview:
@@ -218,6 +225,11 @@ class Attempts:
                 is_innocent = ran.info.get("store_out_of_order") or (
                     ran.info.get("input_missing") and await self._look_for_inputs(task, [s for s, _ in sources])
                 )
+                if ran.info.get("store_out_of_order"):
+                    is_innocent = (
+                        sum("store_out_of_order" in a.info for a in self.tries.get(task.key, ())) < MAX_OUTAGES
+                    )
+                    await asyncio.sleep(RETRY_S)  # it would not be better at once
                 return (replace(ran, outcome="interrupted", cause="") if is_innocent else ran), 0
             if ran.value is not None:  # the next stage need not wait for the store
                 self.values[task.key] = ran.value
@@ -284,7 +296,7 @@ class Attempts:
         """A process that died counts as a failure; one that went with its node, or was told to leave, does not."""
         if error.is_unreachable:
             return Ran("interrupted", asked_at, self.now(), reason=f"the replica cannot be reached: {error}")
-        if slot.status is not None and slot.status.is_leaving:
+        if slot.was_told:
             return Ran("interrupted", asked_at, self.now(), reason=f"the replica was told to leave: {error}")
         for _ in range(NODE_LOSS_POLLS):  # a connection breaks some time before the cluster calls the node dead
             if self.closing or not self.hands.is_node_alive(slot.node):

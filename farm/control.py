@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from . import ledger
 from .attempts import Attempts
-from .errors import LeaseLost, StoreError, StoreFull
+from .errors import InputError, LeaseLost, StoreError, StoreFull
 from .fleet import Hands
 from .jobs import Job, publish_film, read_job
 from .journal import (
@@ -42,6 +42,7 @@ from .store import Store
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
+ADOPT_S = 2.0  # between looks for work that nobody does
 IDLE_TICKS = 5  # how often one looks at replicas that do nothing
 MAX_ENDED = 100  # renderings that can still be asked for
 ROOM_S, MAX_ROOM_S = 5.0, 60.0  # between looks at a full store
@@ -79,6 +80,8 @@ class Control:
         self.watches: dict[str, Watch] = {}  # of others' leases
         self.gates: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by job: comes and goes one at a time
         self.background: set[asyncio.Task[Any]] = set()
+        self.foreign: set[str] = set()  # wishes of other farms
+        self.ticks = 0
         self.is_open = False
 
     # -- doors
@@ -88,24 +91,28 @@ class Control:
         if not self.is_open:
             self.is_open = True
             self.work.scale()
-            self.spawn(self._tick_forever())
+            self.spawn(self._every(TICK_S, self._tick))
+            self.spawn(self._every(BEAT_S, self._beat))
+            if self.adopts:
+                self.spawn(self._every(ADOPT_S, self._adopt))
         return list(self.pools)
 
-    async def submit(self, wish: Wish, *, stale: Held | None = None, follow: bool = True) -> Held | None:
+    async def submit(self, wish: Wish, *, stale: Held | None = None, door: str = "") -> Held | None:
         """Take on a job that lies in the store; one that is being rendered already is followed.
 
         Args:
             stale: another's lease that may be taken over.
+            door: who waits for it; only a door revives a job that has ended.
         Returns:
             The lease of another controller where that one drives the job.
         """
         async with self.gates[wish.job]:
             if not self._is_active(wish.name):
-                held = await self._take_on(wish, stale=stale, revive=follow)
+                held = await self._take_on(wish, stale=stale, revive=bool(door))
                 if held is not None:
                     return held
-            if follow:
-                self.renderings[wish.name].followers += 1
+            if door:
+                self.renderings[wish.name].followers.add(door)
         return None
 
     async def view(self, name: str, *, wait_s: float = 0.0) -> dict[str, Any]:
@@ -116,25 +123,27 @@ class Control:
                 await asyncio.wait_for(rendering.news.wait(), wait_s)
         rendering.news.clear()
         lead = self.leads.get(rendering.job.id)
-        state, reason = (lead.state or "queued", lead.reason) if lead else ("queued", "")
+        state, reason = (lead.state or "queued", lead.reason) if lead else ("queued", rendering.reason)
         if state in ENDED:  # it is over when that has been written down
             state = "canceling" if state == "canceled" else "active"
         return rendering.view(self.fleet.slots.values(), state=state, reason=reason, now=self.now())
 
-    async def cancel(self, name: str) -> bool:
+    async def cancel(self, name: str, door: str) -> bool:
         """One door leaves. With the last one what runs for it alone ends between two steps; what exists stays.
 
-        Returns whether the rendering was canceled: not where others follow it or it is over.
+        Returns whether the rendering is being canceled: not where others follow it or it is over.
         """
         rendering = self.renderings[name]
-        rendering.followers -= 1
-        if rendering.is_over or rendering.followers > 0:
+        rendering.followers.discard(door)
+        if rendering.is_over or rendering.followers:
             return False
         lead = self.leads.get(rendering.job.id)
         if lead is not None and self._renderings_of(lead.job) == [rendering]:
-            self._cancel_job(lead, "its last door left", keep=True)
+            if lead.state not in (*ENDED, "canceling"):
+                self._cancel_job(lead, "its last door left", keep=True)
         else:
             self._drop(rendering, keep=True)
+            self.spawn(self.io(drop_wish, self.store, rendering.wish))
             rendering.end("canceled")
         return True
 
@@ -182,13 +191,18 @@ class Control:
         return None
 
     async def _begin(self, lead: Lead, wish: Wish, *, is_new: bool, revive: bool) -> None:
-        standing, order = lead.journal.standing, ""
-        if is_new and not standing.is_open and not revive:
-            orders = await self.io(new_orders, self.store, wish.job, standing.orders)
-            order = next((name for name, told in orders if told["order"] == "requeue"), "")
-            if not order:  # its end was written, and what comes after it was not
+        standing, order, everything = lead.journal.standing, "", False
+        if is_new and not standing.is_open:
+            for name, told in await self.io(new_orders, self.store, wish.job, standing.orders):
+                if told["order"] == "requeue":
+                    order, everything = name, everything or told["everything"]
+            if not order and not revive:  # its end was written, and what comes after it was not
                 return await self._leave(lead, wish)
         job, plan, missing = await self.io(self.plan, self.store, self.pools, wish)
+        if everything:
+            for task in plan.tasks.values():
+                await lead.patiently(self.store.forget, task)
+            missing = tasks_to_run(plan.tasks, plan.targets, lambda task: False)
         await lead.patiently(write_wish, self.store, wish)
         if is_new and standing.is_open:
             lead.move("take over", f"taken over by {self.owner.name}")
@@ -203,7 +217,11 @@ class Control:
             raise LeaseLost(f"job {wish.job} has passed to another controller")
         missing = {key for key in missing if not self.dispatcher.is_finished(key)}  # done while we looked
         lead.is_begun = True
-        self._start_rendering(lead, Rendering(wish, job, plan, missing), priority=standing.priority or wish.priority)
+        self._start_rendering(
+            lead,
+            Rendering(wish, job, plan, missing),
+            priority=wish.priority if standing.priority is None else standing.priority,
+        )
         if lead.state == "canceled":  # it was caught while it was being canceled, and nobody asks for it anew
             self.spawn(self._finish(self.renderings[wish.name], "canceled"))
         elif not missing:
@@ -213,7 +231,9 @@ class Control:
         name, missing, tasks = rendering.wish.name, rendering.to_run, rendering.plan.tasks
         is_alone = all(r.is_over for r in self.renderings.values())
         for old in [n for n, r in self.renderings.items() if r.is_over][:-MAX_ENDED]:
-            del self.renderings[old]
+            ended = self.renderings.pop(old).job.id
+            if ended in self.gates and not self.gates[ended].locked():
+                del self.gates[ended]
         self.renderings[name] = rendering
         if lead.state in ("paused", "pausing", "canceled"):
             self.dispatcher.hold_job(name)
@@ -244,33 +264,54 @@ class Control:
         if rendering.is_over or rendering.is_ending:
             return
         rendering.is_ending = True
-        if status == "completed":
-            try:
-                rendering.film = await self.work.with_room([], publish_film, self.store, rendering.job, rendering.plan)
-            except (OSError, StoreError) as e:
-                rendering.errors.append(f"the film could not be published: {e}")
-                status = "failed"
-        self._drop(rendering)
-        async with self.gates[rendering.job.id]:
-            lead = self.leads.get(rendering.job.id)
-            if lead is not None and self._renderings_of(lead.job) == [rendering]:
-                if lead.state not in ENDED:
-                    event = {"completed": "finish", "failed": "fail", "canceled": "quiet"}[status]
-                    lead.move(event, "; ".join(rendering.errors)[:2000] or status)
-                await self._leave(lead, rendering.wish)
-            elif lead is not None:
-                with contextlib.suppress(OSError, StoreError):
-                    await self.io(drop_wish, self.store, rendering.wish)
-            if not rendering.is_over:  # lost meanwhile
-                rendering.end(status)
+        try:
+            if status == "completed":
+                status = await self._publish(rendering)
+            self._drop(rendering)
+            async with self.gates[rendering.job.id]:
+                lead = self.leads.get(rendering.job.id)
+                if lead is not None and self._renderings_of(lead.job) == [rendering]:
+                    status = "canceled" if lead.state == "canceling" else status
+                    if lead.state not in ENDED:
+                        event = {"completed": "finish", "failed": "fail", "canceled": "quiet"}[status]
+                        why = lead.reason if status == "canceled" else status
+                        lead.move(event, "; ".join(rendering.errors)[:2000] or why)
+                    rendering.reason = lead.reason
+                    await self._leave(lead, rendering.wish)
+                elif lead is not None:
+                    with contextlib.suppress(OSError, StoreError):
+                        await self.io(drop_wish, self.store, rendering.wish)
+        except Exception as e:
+            log.exception("the end of %s failed", rendering.wish.name)
+            rendering.errors.append(f"the controller failed: {type(e).__name__}: {e}")
+            status = "failed"
+        if not rendering.is_over:  # it may have been lost meanwhile
+            rendering.end(status)
+
+    async def _publish(self, rendering: Rendering) -> str:
+        try:
+            rendering.film = await self.work.with_room([], publish_film, self.store, rendering.job, rendering.plan)
+        except (OSError, StoreError) as e:
+            rendering.errors.append(f"the film could not be published: {e}")
+            return "failed"
+        return "completed"
 
     async def _leave(self, lead: Lead, wish: Wish) -> None:
-        """After a job's end: write it down, its attempts into the ledger, and give the lease back."""
+        """After a job's end: write it down, its attempts into the ledger, and give the lease back.
+
+        Orders that came too late are noted, so that they do not meet its next render; a requeue keeps its place.
+        """
         try:
             await lead.written()
             await lead.patiently(ledger.compact, self.store, lead.job)
+            late = await lead.patiently(new_orders, self.store, lead.job, lead.journal.standing.orders)
+            for name, told in late:
+                if told["order"] != "requeue":
+                    lead.note(order=name)
+            await lead.written()
             await lead.leave()
-            await lead.patiently(drop_wish, self.store, wish)
+            if not any(told["order"] == "requeue" for _, told in late):
+                await lead.patiently(drop_wish, self.store, wish)
         except (LeaseLost, OSError, StoreError):  # whoever drives the job next does it
             pass
         if self.leads.get(lead.job) is lead:
@@ -418,30 +459,44 @@ class Control:
 
     # -- the clock
 
-    async def _tick_forever(self) -> None:
-        ticks = 0
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something again and again. What goes wrong once is told, and does not end it."""
         while not self.work.closing:
-            await asyncio.sleep(TICK_S)
-            ticks += 1
-            is_round = ticks % IDLE_TICKS == 0
-            seen = [s for s in self.fleet.slots.values() if s.node and (s.busy or is_round)]
-            await asyncio.gather(*(self.work.look_at(s) for s in seen))
-            self.work.leave_draining_nodes()
-            is_beat = ticks % round(BEAT_S / TICK_S) == 0
-            await asyncio.gather(*(self._look_after(lead, is_beat=is_beat) for lead in list(self.leads.values())))
-            if self.adopts:
-                with contextlib.suppress(OSError, StoreError):  # the next look may come through
-                    await self._adopt()
-            for rendering in self.renderings.values():
-                rendering.news.set()
-            self.work.dispatch()
+            await asyncio.sleep(seconds)
+            try:
+                await work()
+            except Exception:
+                log.exception("%s failed", work.__name__)
 
-    async def _look_after(self, lead: Lead, *, is_beat: bool) -> None:
+    async def _tick(self) -> None:
+        """Look at replicas, nodes and orders."""
+        self.ticks += 1
+        is_round = self.ticks % IDLE_TICKS == 0
+        seen = [s for s in self.fleet.slots.values() if s.node and (s.busy or is_round)]
+        await asyncio.gather(*(self.work.look_at(s) for s in seen))
+        self.work.leave_draining_nodes()
+        await asyncio.gather(*(self._look_after(lead) for lead in list(self.leads.values()) if lead.is_begun))
+        for rendering in self.renderings.values():
+            rendering.news.set()
+        self.work.dispatch()
+
+    async def _beat(self) -> None:
+        """Show that we live; each job by itself, so that one that waits for the store holds up no other."""
+        for lead in [x for x in self.leads.values() if not x.is_beating]:
+            lead.is_beating = True
+            self.spawn(self._beat_for(lead))
+
+    async def _beat_for(self, lead: Lead) -> None:
         try:
-            if is_beat:
-                await lead.beat()
-            if lead.is_begun:
-                await self._follow_orders(lead)
+            await lead.beat()
+        except LeaseLost:
+            self._lose(lead)
+        finally:
+            lead.is_beating = False
+
+    async def _look_after(self, lead: Lead) -> None:
+        try:
+            await self._follow_orders(lead)
         except LeaseLost:
             self._lose(lead)
         except (OSError, StoreError):  # the next look may come through
@@ -449,18 +504,24 @@ class Control:
 
     async def _adopt(self) -> None:
         """Take on what was submitted to this farm and nobody drives."""
-        active = [name for name in self.renderings if self._is_active(name)]
-        for wish in await self.io(read_wishes, self.store, active):
+        known = {name for name in self.renderings if self._is_active(name)} | self.foreign
+        wishes = await self.io(read_wishes, self.store, known)
+        self.watches = {job: watch for job, watch in self.watches.items() if any(w.job == job for w in wishes)}
+        for wish in wishes:
             if wish.farm != self.farm:
+                self.foreign.add(wish.name)
                 continue
+            clock = asyncio.get_running_loop().time  # not the time of day, which may be set
             watch = self.watches.get(wish.job)
-            stale = watch.held if watch and watch.look(watch.held, self.now()) else None
-            with contextlib.suppress(OSError, StoreError):
-                held = await self.submit(wish, stale=stale, follow=False)
-                if held is None:
-                    self.watches.pop(wish.job, None)
-                else:
-                    self.watches.setdefault(wish.job, Watch(held, self.now())).look(held, self.now())
+            stale = watch.held if watch and watch.look(watch.held, clock()) else None
+            try:
+                held = await self.submit(wish, stale=stale)
+            except InputError as e:  # its job is gone, or was written by another version
+                log.warning("%s is not rendered: %s", wish.name, e)
+                await self.io(drop_wish, self.store, wish)
+                continue
+            if held is not None:
+                self.watches.setdefault(wish.job, Watch(held, clock())).look(held, clock())
 
     def spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -200,11 +200,12 @@ class Dispatcher:
         self._ready_if_it_can(node)
         return True
 
-    def revive(self, job: str, tasks: Mapping[str, Task], keys: set[str], *, priority: int = 50) -> None:
+    def revive(self, job: str, tasks: Mapping[str, Task], keys: set[str]) -> None:
         """Outputs that existed are gone: these tasks must run, again perhaps, before what takes them can.
 
         `tasks` lists every task of the job after its inputs.
         """
+        priority = next((node.jobs[job] for node in self.nodes.values() if job in node.jobs), 50)
         for key in [k for k in tasks if k in keys]:
             node = self.nodes.get(key)
             if node is not None and node.state == "completed":
@@ -368,7 +369,10 @@ class Dispatcher:
     def _let_go(self, node: Node) -> None:
         if node.holds_inputs:
             node.holds_inputs = False
-            self.num_holding.subtract(node.task.inputs)
+            for key in node.task.inputs:
+                self.num_holding[key] -= 1
+                if not self.num_holding[key]:
+                    del self.num_holding[key]
 
     def _remove(self, node: Node) -> None:
         self._not_ready(node)

@@ -73,6 +73,7 @@ class Slot:
     busy: str | None = None  # key of the task it runs
     num_saving: int = 0  # outputs that it has still to put into the store
     is_leaving: bool = False  # it gets no more tasks
+    was_told: bool = False  # by its machine, to end
     lent_to: str = ""  # key of the task, run by another replica, that it predicts slices for while it is idle
     is_prepared: bool = False  # for that
     idle_since: float = 0.0

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import StoreError
+from .errors import InputError, StoreError
 from .jobs import read_job
 from .journal import read_attempts, read_standing
 from .ledger import read_ledger, stats_of
@@ -57,7 +58,7 @@ def list_jobs(store: Store) -> list[dict[str, Any]]:
         owner = standing.owner.name if standing.owner else ""
         rows.append(
             {"job": job, "title": film["title"], "status": standing.state or "submitted", "reason": standing.reason,
-             "driven_by": owner, "priority": standing.priority or 50}
+             "driven_by": owner, "priority": 50 if standing.priority is None else standing.priority}
         )  # fmt: skip
     return rows
 
@@ -147,13 +148,13 @@ def _referred_to(store: Store) -> tuple[set[str], set[str]]:
     protected: set[str] = set()
     for job in job_ids(store):
         try:
-            rows = json.loads(store.cat(f"jobs/{job}/plan.json"))
-            keys = {str(row[3]) for row in rows}
-        except FileNotFoundError:  # submitted in another way: what has been tried is what we know
-            keys = {a.task for a in read_attempts(store, job)}
+            plans = [n for n in store.names(f"jobs/{job}") if n.startswith("plan.")]
+            keys = {str(row[3]) for name in plans for row in json.loads(store.cat(f"jobs/{job}/{name}"))}
+            if not plans:  # submitted in another way: what has been tried is what we know
+                keys = {a.task for a in read_attempts(store, job)}
         except (ValueError, IndexError) as e:
             raise StoreError(
-                f"jobs/{job}/plan.json cannot be read ({e}); render the film again, or delete the job"
+                f"a plan of jobs/{job} cannot be read ({e}); render the film again, or delete the job"
             ) from e
         kept |= keys
         if read_standing(store, job).state not in ENDED:
@@ -173,7 +174,9 @@ def stats(store: Store, *, since: str = "") -> dict[str, Any]:
     rows = read_ledger(store, since=since)
     finished: dict[str, float] = {}
     for job in sorted({str(job) for row in rows for job in row["jobs"]}):
-        if read_standing(store, job).state == "completed":
+        with suppress(InputError):  # of another version
+            if read_standing(store, job).state != "completed":
+                continue
             film = read_job(store, job).film
             finished[job] = film.num_delivered / film.output_fps
     return stats_of(rows, finished).as_json()

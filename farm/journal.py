@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -274,14 +274,14 @@ def write_wish(store: Store, wish: Wish) -> None:
         store.publish(f"{folder}/{wish.name}.json", _as_bytes(asdict(wish)))
 
 
-def read_wishes(store: Store, known: Sequence[str] = ()) -> list[Wish]:
+def read_wishes(store: Store, known: Container[str] = ()) -> list[Wish]:
     """All wishes but those with these names."""
     wishes = []
     for name in store.names("queue"):
         if name.endswith(".json") and name.removesuffix(".json") not in known:
             try:
                 wishes.append(Wish(**store.record(f"queue/{name}")))
-            except FileNotFoundError:  # fulfilled meanwhile
+            except (FileNotFoundError, TypeError, ValueError):  # fulfilled meanwhile, or of another version
                 continue
     return wishes
 

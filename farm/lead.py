@@ -25,6 +25,7 @@ class Lead:
         self.state: JobState | None = journal.standing.state
         self.reason = journal.standing.reason
         self.is_begun = False  # its tasks are known, so that orders can be carried out
+        self.is_beating = False
         self.paused_by_farm = False  # because the store is full: it goes on by itself
         self.records: deque[tuple[str, str, dict[str, Any]]] = deque()
         self.writing = asyncio.Lock()

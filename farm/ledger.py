@@ -71,7 +71,7 @@ def read_ledger(store: Store, *, since: str = "") -> list[dict[str, Any]]:
 
     for folder in store.names("ledger"):
         if folder.startswith("day=") and folder.removeprefix("day=") >= since:
-            for name in store.names(f"ledger/{folder}"):
+            for name in [n for n in store.names(f"ledger/{folder}") if n.endswith(".parquet")]:
                 table = pq.read_table(io.BytesIO(store.cat(f"ledger/{folder}/{name}")), schema=SCHEMA)
                 for row in table.to_pylist():
                     add(row)

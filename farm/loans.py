@@ -19,8 +19,8 @@ class Loans:
     def __init__(self, fleet: Fleet, dispatcher: Dispatcher, sources: Sources, now: Callable[[], float]) -> None:
         self.fleet, self.dispatcher, self.sources, self.now = fleet, dispatcher, sources, now
 
-    def lend(self) -> list[tuple[Slot, Slot, Task]]:
-        """Choose idle replicas for takes that run: (helper, owner, task); each has then to be prepared."""
+    def lend(self) -> list[tuple[Slot, Slot, Task, list[tuple[Task, Any]]]]:
+        """Choose idle replicas for takes that run: (helper, owner, task, its inputs); each has then to be prepared."""
         slots, chosen = list(self.fleet.slots.values()), []
         for owner in slots:
             node = self.dispatcher.nodes.get(owner.busy or "")
@@ -31,12 +31,12 @@ class Loans:
             lent = sum(s.lent_to == node.task.key for s in slots)
             for slot in idle[: num_slices - 1 - lent]:
                 slot.lent_to, slot.is_prepared = node.task.key, False
-                chosen.append((slot, owner, node.task))
+                chosen.append((slot, owner, node.task, self.sources(node.task)))
         return chosen
 
-    async def prepare(self, slot: Slot, owner: Slot, task: Task) -> None:
+    async def prepare(self, slot: Slot, owner: Slot, task: Task, inputs: list[tuple[Task, Any]]) -> None:
         try:
-            await self.fleet.hands.prepare(slot.handle, task, self.sources(task))
+            await self.fleet.hands.prepare(slot.handle, task, inputs)
         except ReplicaLost:  # it is not lent then; a dead one is found out by the next look at it
             if slot.lent_to == task.key:
                 slot.lent_to = ""

@@ -27,6 +27,7 @@ class Rendering:
     working_since: float = 0.0  # when the first of its tasks was handed out
     status: str = ""  # how it ended: completed, failed, canceled, or lost: to another controller
     done: set[str] = field(default_factory=set)  # keys of what has run
+    reason: str = ""  # why it ended
     num_retried: int = 0
     num_not_needed: int = 0  # of those that have run: tries at chunks that were good already
     stage_s: dict[str, float] = field(default_factory=dict)
@@ -36,7 +37,7 @@ class Rendering:
     film: str = ""
     previews: dict[str, str] = field(default_factory=dict)  # label to path in the store
     news: asyncio.Event = field(default_factory=asyncio.Event)
-    followers: int = 0  # doors that wait for it
+    followers: set[str] = field(default_factory=set)  # doors that wait for it
     in_flight: int = 0  # attempts that have not been written to the ledger yet
 
     def __post_init__(self) -> None:

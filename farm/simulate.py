@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import random
 import sys
 import time
@@ -75,6 +76,19 @@ def make_board(rng: random.Random, number: int) -> str:
             text += ", continuity: {max_seam: 1.2, rerolls: 1}"
         text += "}\n"
     return text
+
+
+class _Errors(logging.Handler):
+    """What a controller logs as its own failure is a fault."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__(logging.ERROR)
+        self.faults = faults
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, Exception) and not isinstance(error, OSError | StoreError):
+            self.faults.append(f"{record.getMessage()}: {type(error).__name__}: {error}")
 
 
 class World:
@@ -439,7 +453,7 @@ class World:
             instance = self.rng.choice(self.alive)
             try:
                 stale = watch.held if watch and watch.look(watch.held, self.loop.time()) else None
-                held: Held | None = await instance.call(instance.control.submit(wish, stale=stale))
+                held: Held | None = await instance.call(instance.control.submit(wish, stale=stale, door=wish.name))
                 if held is not None:
                     watch = watch or Watch(held, self.loop.time())
                     watch.look(held, self.loop.time())
@@ -469,6 +483,8 @@ class World:
 
     def run(self) -> list[str]:
         """Let the world live. Returns what was wrong in the end: nothing, in a good farm."""
+        errors = _Errors(self.faults)
+        logging.getLogger("farm.control").addHandler(errors)
         try:
             self.loop.run_until_complete(asyncio.wait_for(self._live(), LIMIT_S))
         except TimeoutError:
@@ -478,6 +494,7 @@ class World:
         except RuntimeError as e:
             self.faults.append(str(e))
         finally:
+            logging.getLogger("farm.control").removeHandler(errors)
             for instance in self.instances:
                 instance.is_dead = True
             while left := asyncio.all_tasks(self.loop):

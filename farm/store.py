@@ -26,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from .errors import DamagedError, InputError, StoreError, StoreFull
 from .keys import parts_of_task
-from .patience import patiently
+from .patience import is_passing, patiently
 from .task import TakeRoll, Task
 
 T = TypeVar("T")
@@ -78,7 +78,12 @@ class Store:
     def _do(self, work: Callable[[], T]) -> T:
         """A call of the file system; what is far away is tried again after errors that may pass."""
         with _telling_when_full(self.uri):
-            return work() if self.is_local else patiently(work, sleep=self.sleep)
+            try:
+                return work() if self.is_local else patiently(work, sleep=self.sleep)
+            except Exception as e:
+                if isinstance(e, OSError) or not is_passing(e):
+                    raise
+                raise OSError(f"{type(e).__name__}: {e}") from e  # of a client's library, whichever it is
 
     def full(self, path: str) -> str:
         return f"{self.root}/{path}"

@@ -1,7 +1,7 @@
 """Why a task would run: which named part of its key differs from the film's last render.
 
-A render leaves the keys of its tasks in `jobs/<job>/plan.json`, by what each does in which shot, and its job under
-`last/`, by the film's title. What those keys were made of stands beside the artifacts.
+A render leaves the keys of its tasks in `jobs/<job>/plan.<container>.json`, by what each does in which shot, and where
+that is under `last/`, by the film's title. What those keys were made of stands beside the artifacts.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from .jobs import Job
 from .keys import kind_of, parts_of_task
 from .plan import Plan
 from .store import Store, artifact_path, sidecar_path
+from .task import Task
 
 Place = tuple[str, str, int]  # shot ("" for the film), kind of request, number among those
 MAX_SHOWN = 60  # characters of a value
+MAX_LOOKED = 2000  # tasks whose old records are read
 NEW, GONE = "it is new", "it was not finished, or is not there any more"
+MANY = "it has changed, as have many before it"
 
 
 def places_of(plan: Plan) -> dict[Place, str]:
@@ -43,12 +46,17 @@ def places_of(plan: Plan) -> dict[Place, str]:
     return places
 
 
-def write_plan(store: Store, job: Job, plan: Plan) -> None:
-    """Note what a job consists of, for the next render and for the collection of what no job needs."""
+def write_plan(store: Store, job: Job, plan: Plan, *, variant: str) -> None:
+    """Note what a job consists of, for the next render and for the collection of what no job needs.
+
+    Args:
+        variant: its container and the like: a job may be rendered into several.
+    """
     rows = [[*place, key, artifact_path(plan.tasks[key])] for place, key in places_of(plan).items()]
     rows += [["", "SourceImage", i, t.key, artifact_path(t)] for i, t in enumerate(plan.sources.values())]
-    store.publish(f"jobs/{job.id}/plan.json", json.dumps(rows).encode())
-    store.publish(_last_path(job), json.dumps({"job": job.id}).encode())
+    path = f"jobs/{job.id}/plan.{variant}.json"
+    store.publish(path, json.dumps(rows).encode())
+    store.publish(_last_path(job), json.dumps({"job": job.id, "plan": path}).encode())
 
 
 def _last_path(job: Job) -> str:
@@ -60,7 +68,9 @@ def reasons(store: Store, job: Job, plan: Plan, missing: set[str]) -> dict[str, 
     before = _last_render(store, job)
     if before is None:
         return {key: [NEW] for key in missing}
+    labels = {t.key: f"{t.stage} of {t.label}" for t in (*plan.tasks.values(), *plan.sources.values())}
     told: dict[str, list[str]] = {}
+    num_looked = 0
     for place, key in places_of(plan).items():
         if key not in missing or key in told:
             continue
@@ -69,21 +79,21 @@ def reasons(store: Store, job: Job, plan: Plan, missing: set[str]) -> dict[str, 
         elif before[place][0] == key:
             told[key] = [GONE]
         else:
-            told[key] = _differences(store, plan, key, before[place][1])
+            num_looked += 1
+            is_enough = num_looked > MAX_LOOKED
+            told[key] = [MANY] if is_enough else _differences(store, plan.tasks[key], before[place][1], labels)
     return told
 
 
 def _last_render(store: Store, job: Job) -> dict[Place, tuple[str, str]] | None:
     try:
-        last = store.record(_last_path(job))["job"]
-        rows: list[list[Any]] = json.loads(store.cat(f"jobs/{last}/plan.json"))
+        rows: list[list[Any]] = json.loads(store.cat(store.record(_last_path(job))["plan"]))
     except (FileNotFoundError, ValueError, KeyError):
         return None
     return {(shot, kind, number): (key, path) for shot, kind, number, key, path in rows}
 
 
-def _differences(store: Store, plan: Plan, key: str, old_path: str) -> list[str]:
-    task = plan.tasks[key]
+def _differences(store: Store, task: Task, old_path: str, labels: Mapping[str, str]) -> list[str]:
     try:
         old = store.record(sidecar_path(old_path))["parts"]
     except (FileNotFoundError, ValueError, KeyError):
@@ -94,8 +104,8 @@ def _differences(store: Store, plan: Plan, key: str, old_path: str) -> list[str]
         f"{name}: {_shown(one.get(name))}, was {_shown(other.get(name))}"
         for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)
     ]  # fmt: skip
-    labels = {t.key: f"{t.stage} of {t.label}" for t in (*plan.tasks.values(), *plan.sources.values())}
-    changed = [labels[k] for k in dict.fromkeys(new["inputs"]) if k not in old["inputs"]]
+    known = set(old["inputs"])
+    changed = [labels[k] for k in dict.fromkeys(new["inputs"]) if k not in known]
     if changed:
         more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
         found.append(f"inputs: {', '.join(changed[:2])}{more}")

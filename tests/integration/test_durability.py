@@ -163,6 +163,7 @@ def test_a_second_render_follows_the_first_and_takes_over_when_that_is_killed(ti
     assert read_standing(Store(str(store)), job_of(store)).fence == 2
 
 
+@pytest.mark.slow
 def test_a_second_render_that_waits_gets_the_film_of_the_first(tiny_wan: Path, tmp_path: Path) -> None:
     board, pools = write_film(tmp_path, tiny_wan, steps=200)
     store = tmp_path / "store"
@@ -224,6 +225,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], timeout=20, check=False)
 
 
+@pytest.mark.slow
 def test_a_full_disk_pauses_a_job_until_there_is_room(tiny_wan: Path, tmp_path: Path, small_disk: Path) -> None:
     board, pools = write_film(tmp_path, tiny_wan, steps=1000, more="checkpoint: {seconds: 0}")
     store = small_disk / "store"
@@ -277,6 +279,7 @@ def test_a_store_that_cannot_be_used_is_refused_before_anything_starts(tiny_wan:
     assert "must be writable" in refused(Path("/proc/store")).told
 
 
+@pytest.mark.slow
 def test_what_a_killed_render_leaves_is_cleared_by_the_next(tiny_wan: Path, tmp_path: Path) -> None:
     board, pools = write_film(tmp_path, tiny_wan, steps=20)
     store, temporary = tmp_path / "store", Path("/tmp")

@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> Store:
 
 def add_job(store: Store, job: str, tasks: list[Task], *, state: str) -> None:
     rows = [["", "", i, task.key, artifact_path(task)] for i, task in enumerate(tasks)]
-    store.publish(f"jobs/{job}/plan.json", json.dumps(rows).encode())
+    store.publish(f"jobs/{job}/plan.mp4.json", json.dumps(rows).encode())
     journal = take_lease(store, job, Owner("me"), now=lambda: 0.0)
     journal.move("submit", "asked for")  # type: ignore[union-attr]
     if state == "completed":
@@ -71,7 +71,7 @@ def test_what_a_job_that_has_not_ended_needs_stays(store: Store) -> None:
 
 
 def test_nothing_goes_while_a_jobs_needs_cannot_be_read(store: Store) -> None:
-    store.publish("jobs/ended/plan.json", b"[[")
+    store.publish("jobs/ended/plan.mp4.json", b"[[")
     with pytest.raises(StoreError, match="cannot be read"):
         collected(store)
 

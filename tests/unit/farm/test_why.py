@@ -39,7 +39,7 @@ class Film:
 
     def render(self, store: Store) -> Film:
         write_job(store, self.job)
-        write_plan(store, self.job, self.plan)
+        write_plan(store, self.job, self.plan, variant="mp4")
         for key in needed(self.plan):
             store.put(self.plan.tasks[key], b"x")
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,9 +56,9 @@ def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> Non
 
 def test_the_denoise_stage_stops_between_two_steps(tiny_wan: Path) -> None:
     class StopAtTwo(Progress):
-        def advance(self, step: int, num_steps: int) -> None:
+        def advance(self, step: int, num_steps: int, state: Callable[[], bytes] | None = None) -> None:
             self.canceled = step == 2
-            super().advance(step, num_steps)
+            super().advance(step, num_steps, state)
 
     progress = StopAtTwo()
     with pytest.raises(TaskCanceled, match="after step 2 of 4"):
