@@ -191,15 +191,14 @@ class Control:
         return None
 
     async def _begin(self, lead: Lead, wish: Wish, *, is_new: bool, revive: bool) -> None:
-        standing, order, everything = lead.journal.standing, "", False
+        standing, requeues = lead.journal.standing, dict[str, bool]()  # order: whether everything is meant
         if is_new and not standing.is_open:
-            for name, told in await self.io(new_orders, self.store, wish.job, standing.orders):
-                if told["order"] == "requeue":
-                    order, everything = name, everything or told["everything"]
-            if not order and not revive:  # its end was written, and what comes after it was not
+            waiting = await self.io(new_orders, self.store, wish.job, standing.orders)
+            requeues = {name: bool(told["everything"]) for name, told in waiting if told["order"] == "requeue"}
+            if not requeues and not revive:  # its end was written, and what comes after it was not
                 return await self._leave(lead, wish)
         job, plan, missing = await self.io(self.plan, self.store, self.pools, wish)
-        if everything:
+        if any(requeues.values()):
             for task in plan.tasks.values():
                 await lead.patiently(self.store.forget, task)
             missing = tasks_to_run(plan.tasks, plan.targets, lambda task: False)
@@ -210,8 +209,10 @@ class Control:
                 lead.move("resume", "the controller that had no room has ended")
             tried = [a for a in await self.io(read_attempts, self.store, wish.job) if a.fence >= standing.run_fence]
             self.work.know(tried, forgiven=standing.forgiven)
-        if is_new and lead.state in (None, *ENDED) and (revive or order):
-            lead.move("submit", f"submitted to {self.owner.name}", order=order)
+        if is_new and lead.state in (None, *ENDED) and (revive or requeues):
+            lead.move("submit", f"submitted to {self.owner.name}")
+        for name in requeues:
+            lead.note(order=name)
         await lead.written()
         if self.leads.get(wish.job) is not lead:
             raise LeaseLost(f"job {wish.job} has passed to another controller")

@@ -50,8 +50,8 @@ def kill(process: subprocess.Popen[str]) -> None:
             pipe.close()
 
 
-def farm(*argv: str | Path, cwd: Path | None = None, **environment: str) -> Done:
-    return finish(start_farm(*argv, cwd=cwd, **environment))
+def farm(*argv: str | Path, cwd: Path | None = None, timeout_s: float = TIMEOUT_S, **environment: str) -> Done:
+    return finish(start_farm(*argv, cwd=cwd, **environment), timeout_s=timeout_s)
 
 
 def end_tree(pid: int) -> None:

@@ -293,3 +293,19 @@ def test_what_a_killed_render_leaves_is_cleared_by_the_next(tiny_wan: Path, tmp_
     assert done.code == 0, done.told
     wait_until("all processes to end", lambda: not any(map(is_running, children)))
     assert set(temporary.glob("longtake-*")) <= before
+
+
+@pytest.mark.slow
+def test_a_finished_film_is_made_again_when_that_is_ordered(tiny_wan: Path, tmp_path: Path) -> None:
+    board, pools = write_film(tmp_path, tiny_wan, steps=2)
+    argv = ("render", board, "--store", tmp_path / "store", "--pools", pools, "--json")
+    first = farm(*argv, "--out", tmp_path / "a.mp4")
+    assert first.code == 0, first.told
+    assert farm(*argv).answer["tasks"]["run"] == 0
+    ordered = farm("requeue", first.answer["job"], "--all", "--store", tmp_path / "store")
+    assert ordered.code == 0, ordered.told
+    again = farm(*argv, "--out", tmp_path / "b.mp4")
+    assert again.code == 0, again.told
+    assert again.answer["tasks"]["run"] == first.answer["tasks"]["run"]
+    assert farm(*argv).answer["tasks"]["run"] == 0  # once
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
