@@ -39,9 +39,9 @@ class Controller:
         return await self.control.open()
 
     async def submit(
-        self, wish: dict[str, Any], stale: dict[str, Any] | None = None, door: str = "a door"
+        self, wish: dict[str, Any], *, door: str, stale: dict[str, Any] | None = None
     ) -> dict[str, Any] | None:
-        """Take on a job that lies in the store. Returns the lease of another controller that drives it."""
+        """Take on a job that lies in the store, for a door. Returns the lease of another controller that drives it."""
         await self.control.open()  # a controller that was started again
         held = await self.control.submit(Wish(**wish), stale=held_from_json(stale) if stale else None, door=door)
         return asdict(held) if held else None
@@ -52,7 +52,7 @@ class Controller:
             return {"status": "unknown"}
         return await self.control.view(name, wait_s=wait_s)
 
-    async def cancel(self, name: str, door: str = "a door") -> bool:
+    async def cancel(self, name: str, door: str) -> bool:
         return await self.control.cancel(name, door)
 
     async def is_quiet(self, name: str) -> bool:

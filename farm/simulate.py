@@ -42,7 +42,7 @@ from .storyboard import parse_storyboard
 from .task import Task
 from .virtual import Files, FileSystem, VirtualLoop
 
-LIMIT_S = 30_000.0  # virtual: a world that has not ended by then never will
+LIMIT_S = 10_000.0  # virtual: a world that has not ended by then never will
 NUM_STEPS = 8  # of a simulated denoise task
 MADE_WITH = {"world": "simulated"}
 SECONDS = {"encode": 1.0, "denoise": 12.0, "decode": 3.0, "interpolate": 3.0, "assemble": 1.0}  # of a task

@@ -13,10 +13,10 @@ from farm.states import ENDED
 TIMEOUT_S = 60
 
 
-def submit(controller: Any, job: str, *, container: str = "mp4") -> str:
+def submit(controller: Any, job: str, *, container: str = "mp4", door: str = "door") -> str:
     """Returns the rendering's name."""
     wish = Wish(job, container, stills=False, farm="test")
-    assert ray.get(controller.submit.remote(asdict(wish)), timeout=TIMEOUT_S) is None
+    assert ray.get(controller.submit.remote(asdict(wish), door=door), timeout=TIMEOUT_S) is None
     return wish.name
 
 

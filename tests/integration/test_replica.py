@@ -96,10 +96,10 @@ def test_a_film_on_stand_ins_leaves_a_whole_ledger(local_ray: Any, tiny_wan: Pat
     job = Job(job_id_of(film, checkpoint), film, (checkpoint,), "")
     write_job(store, job)
     controller = start_controller("ledger", store.root, pools_as_json(POOLS), package="stand_ins")
-    names = [submit(controller, job.id) for _ in range(2)]
+    names = [submit(controller, job.id, door=door) for door in ("one", "other")]
     other = submit(controller, job.id, container="mkv")
     assert names[0] == names[1] != other  # the second door follows; another container is another rendering
-    assert ray.get(controller.cancel.remote(names[0]), timeout=10) is False  # the other door still waits for it
+    assert ray.get(controller.cancel.remote(names[0], "one"), timeout=10) is False  # the other door still waits for it
     for name in (names[0], other):
         view = wait_for_end(controller, name)
         assert view["to_run"] == 10
