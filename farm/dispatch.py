@@ -82,6 +82,7 @@ class Dispatcher:
             node = self.nodes.get(key)
             if node is not None:
                 node.jobs[job] = priority
+                self._wait_for(node, to_run)  # inputs may have been dropped, and entered anew, while it ran
                 if node.state in ("failed", "canceled"):  # for another job; this one may have more luck
                     self._reopen(node)
                 elif node.state == "paused" and job not in self.held:
@@ -92,10 +93,7 @@ class Dispatcher:
                 continue
             node = self.nodes[key] = Node(tasks[key], {job: priority}, chains[key])
             self.num_holding.update(tasks[key].inputs)
-            for source in dict.fromkeys(tasks[key].inputs):
-                if source in to_run and source in self.nodes:
-                    self.nodes[source].users[key] = None
-                    node.missing += not self.nodes[source].is_computed
+            self._wait_for(node, to_run)
             if self._is_held(node):
                 node.move("pause")
             self._ready_if_it_can(node)
@@ -345,6 +343,15 @@ class Dispatcher:
 
     # --
 
+    def _wait_for(self, node: Node, to_run: set[str]) -> None:
+        """Have a task wait for those of its inputs that must be made."""
+        for source in dict.fromkeys(node.task.inputs):
+            if source in to_run and source in self.nodes and node.task.key not in self.nodes[source].users:
+                self.nodes[source].users[node.task.key] = None
+                node.missing += not self.nodes[source].is_computed
+        if node.missing:
+            self._not_ready(node)
+
     def _is_held(self, node: Node) -> bool:
         return bool(node.jobs) and self.held.issuperset(node.jobs)
 
@@ -381,3 +388,6 @@ class Dispatcher:
             if source in self.nodes:
                 self.nodes[source].users.pop(node.task.key, None)
         del self.nodes[node.task.key]
+        for user in [self.nodes[key] for key in node.users if not node.is_computed]:  # they are another's, or run still
+            user.missing -= 1
+            self._ready_if_it_can(user)

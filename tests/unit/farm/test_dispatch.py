@@ -404,3 +404,29 @@ def test_an_output_that_has_gone_is_made_again_before_what_takes_it() -> None:
         finish(dispatcher, task.key)
     assert dispatcher.is_settled(tasks)
     assert not any(dispatcher.is_needed(k) for k in tasks)
+
+
+def test_an_input_that_is_dropped_and_asked_for_again_is_waited_for() -> None:
+    """Found by a simulated world: the user ran meanwhile, on an input that was computed and lost before it was safe."""
+    tasks, dispatcher = one_film([3])
+    (text,) = take_all(dispatcher, ["encode"])
+    dispatcher.computed(text.key)
+    (latents,) = take_all(dispatcher, ["denoise"])
+    dispatcher.requeue(text.key)
+    dispatcher.drop_job("f")  # the lease is lost; the user still runs
+    dispatcher.add_job("f", tasks, set(tasks))
+    dispatcher.requeue(latents.key)
+    assert take_all(dispatcher, ["denoise"]) == []
+    (again,) = take_all(dispatcher, ["encode"])
+    finish(dispatcher, again.key)
+    assert take_all(dispatcher, ["denoise"]) == [latents]
+
+
+def test_an_input_that_only_another_film_wanted_anew_holds_nobody_up() -> None:
+    one, two = make_film("one", [3], shared_prompt=True), make_film("two", [3], shared_prompt=True)
+    dispatcher = Dispatcher()
+    dispatcher.add_job("one", one, set(one))
+    text = next(iter(one))
+    dispatcher.add_job("two", two, set(two) - {text})  # it has come into the store meanwhile
+    dispatcher.drop_job("one")
+    assert {t.stage for t in take_all(dispatcher, ["denoise"])} == {"denoise"}
