@@ -35,7 +35,8 @@ class Controller:
             ray.get_runtime_context().current_actor.open.remote()
 
     async def open(self) -> list[str]:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IO_THREADS))
+        if not self.control.is_open:
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IO_THREADS))
         return await self.control.open()
 
     async def submit(

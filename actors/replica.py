@@ -32,7 +32,6 @@ from typing import Any
 import ray
 
 from farm.errors import (
-    DamagedError,
     FarmError,
     Halted,
     InputError,
@@ -319,8 +318,6 @@ class Replica:
             log.warning("task %s failed:\n%s", task.key, traceback.format_exc())
             told |= {"input_missing": True} if isinstance(e, StoreError) else {}
             told |= {"store_out_of_order": True} if isinstance(e, StoreUnreachable) else {}
-            if isinstance(e, DamagedError):
-                told["damaged"] = e.key
             reason = str(e) if isinstance(e, FarmError) else f"{type(e).__name__}: {e}"
             return self._ran("failed", started_at, load_s, reason=reason[:2000], cause=cause_of(e), info=told)
         finally:

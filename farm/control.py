@@ -466,7 +466,7 @@ class Control:
             await asyncio.sleep(seconds)
             try:
                 await work()
-            except Exception:
+            except Exception:  # whatever it is: a controller without a clock would hold its leases and do nothing
                 log.exception("%s failed", work.__name__)
 
     async def _tick(self) -> None:
