@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from farm.checkpoint import Checkpoint, find_checkpoint
+from farm.document import Place
 from farm.errors import InputError, Problem
 from farm.film import container_of, job_id_of
 from farm.jobs import Job
@@ -102,14 +103,20 @@ def _models_of_shots(draft: Draft, folder: Path) -> tuple[dict[str, Checkpoint],
     found: dict[str, Checkpoint] = {}
     problems: list[Problem] = []
     looked: set[str] = set()
+    named: list[tuple[Place, str | None]] = []
+    if draft.top and draft.top.continuity:
+        named.append((("continuity", "model"), draft.top.continuity.model))
     for i, shot in draft.shots:
-        if shot.model is None or shot.model in looked:
+        named.append((("shots", i, "model"), shot.model))
+        named.append((("shots", i, "continuity", "model"), shot.continuity.model if shot.continuity else None))
+    for place, model in named:
+        if model is None or model in looked:
             continue
-        looked.add(shot.model)
+        looked.add(model)
         try:
-            found[shot.model] = find_checkpoint(shot.model, beside=folder)
+            found[model] = find_checkpoint(model, beside=folder)
         except InputError as e:
-            problems += [draft.document.problem(("shots", i, "model"), str(p)) for p in e.problems]
+            problems += [draft.document.problem(place, str(p)) for p in e.problems]
     return found, tuple(problems)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from farm.cards import FAMILIES, ModelCard
+from farm.cards import ModelCard, stock_cards
 from farm.checkpoint import BUILTIN_FOLDER, find_checkpoint
 from farm.jobs import Job
 from farm.plan import Plan
@@ -56,7 +56,7 @@ def model_rows(path: str | None) -> list[dict[str, Any]]:
         checkpoint = find_checkpoint(path, beside=Path.cwd())
         return [_row(checkpoint.card, path) | {"fingerprints": dict(checkpoint.fingerprints)}]
     ours = [_row(find_checkpoint("builtin", beside=Path()).card, "builtin")] if BUILTIN_FOLDER.is_dir() else []
-    return ours + [_row(card, pipeline) for pipeline, card in FAMILIES.items()]
+    return ours + [_row(card, kind) for kind, card in stock_cards().items()]
 
 
 def model_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -73,5 +73,5 @@ def _row(card: ModelCard, model: str) -> dict[str, Any]:
     told = asdict(card) | {"rule": str(card.rule), "size": f"{card.size[0]}x{card.size[1]}"}
     for key in ("modes", "contexts"):
         told[key] = ", ".join(told[key]) or "none"
-    hidden = ("latent_rgb", "name", "per_token_timesteps", "latent_channels")
+    hidden = ("latent_rgb", "name", "latent_channels", "components", "settings", "conditioning")
     return {"model": model} | {key: value for key, value in told.items() if key not in hidden}

@@ -27,6 +27,12 @@ from .errors import InputError
 BUILTIN_FOLDER = Path(__file__).parent.parent / "pipelines" / "builtin" / "weights"
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 KNOWN_LIBRARIES = {"diffusers", "transformers"}
+CONFIG_FILES = {  # of components without weights, by how their folders' names begin
+    "tokenizer": ("tokenizer.json", "spiece.model", "vocab.json", "tokenizer_config.json"),
+    "scheduler": ("scheduler_config.json",),
+    "image_processor": ("preprocessor_config.json",), "feature_extractor": ("preprocessor_config.json",),
+    "guider": ("guider_config.json",),
+}  # fmt: skip
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -38,9 +44,6 @@ class Checkpoint:
     folder: str
     card: ModelCard
     fingerprints: Mapping[str, str]
-
-    def components_of(self, stage: str) -> tuple[tuple[str, str], ...]:
-        return tuple((c, self.fingerprints[c]) for c in self.card.stages[stage])
 
     @property
     def fingerprint(self) -> str:
@@ -111,9 +114,9 @@ def read_checkpoint(folder: Path, *, name: str) -> Checkpoint:
 def _examine(folder: Path, *, name: str) -> Checkpoint:
     index = _read_json(folder / "model_index.json", missing=f"model {name!r} is not in diffusers format")
     kind = index.get("_class_name")
-    if not isinstance(kind, str) or kind not in cards.FAMILIES:
-        known = ", ".join(cards.FAMILIES)
-        near = suggest(kind, cards.FAMILIES) if isinstance(kind, str) else ""
+    if not isinstance(kind, str) or kind not in cards.PIPELINES:
+        known = ", ".join(cards.PIPELINES)
+        near = suggest(kind, cards.PIPELINES) if isinstance(kind, str) else ""
         raise InputError(f"model {name!r} must be of a known pipeline class ({known}), got {kind!r}{near}")
     listed = {
         k: v for k, v in index.items() if not k.startswith("_") and isinstance(v, list) and len(v) == 2 and all(v)
@@ -126,13 +129,13 @@ def _examine(folder: Path, *, name: str) -> Checkpoint:
             )
         _check_component(folder / component, name=name)
     configs = {c: _read_config(folder / c) for c in listed}
-    missing = [c for c in ("transformer", "vae", "text_encoder", "tokenizer", "scheduler") if c not in listed]
-    if missing:
+    core = {"vae", "scheduler", "unet" if kind in cards.WITH_UNET else "transformer"}
+    if missing := sorted(core - listed.keys()):
         raise InputError(f"model {name!r}: model_index.json must name {', '.join(missing)}")
-    card = replace(cards.wan_card(index, configs), name=name)
-    if card.boundary_ratio is not None and "transformer_2" not in listed:
-        raise InputError(f"model {name!r}: a checkpoint with boundary_ratio must have transformer_2")
-    needed = sorted({c for components in card.stages.values() for c in components})
+    card = replace(cards.read_card(index, configs), name=name)
+    needed = sorted({c for components in card.components.values() for c in components})
+    if missing := [c for c in needed if c not in listed]:
+        raise InputError(f"model {name!r}: model_index.json must name {', '.join(missing)} for a {kind}")
     with ThreadPoolExecutor(4) as pool:
         prints = pool.map(lambda c: fingerprint_folder(folder / c), needed)
     _remembered.save()
@@ -170,8 +173,7 @@ def _check_component(folder: Path, *, name: str) -> None:
             "convert it to safetensors (save_pretrained(..., safe_serialization=True))"
         )
     config = folder / "config.json"
-    needed = {"scheduler": ("scheduler_config.json",), "tokenizer": ("tokenizer.json", "spiece.model", "vocab.json")}
-    one_of = needed.get(folder.name, ("config.json",))
+    one_of = next((files for start, files in CONFIG_FILES.items() if folder.name.startswith(start)), ("config.json",))
     if not any((folder / file).is_file() for file in one_of):
         raise InputError(f"model {name!r}: {folder.name}/ must have {' or '.join(one_of)}")
     if config.is_file():

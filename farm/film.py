@@ -43,12 +43,15 @@ class FilmShot:
 
     id: str
     model: int  # which of the film's models
+    next_model: int  # and which makes chunks that go on from others
     prompts: tuple[tuple[int, str], ...]  # (first frame that it is in force for, prompt), from frame 0
     negative_prompt: str
     num_frames: int
     before_frames: int  # of its stream that come before it, where it goes on from another shot
     chunks: tuple[Chunk, ...]
     image: FilmImage | None
+    last_image: FilmImage | None
+    references: tuple[FilmImage, ...]
     continue_from: str | None
     transition: FilmTransition | None
     seed: int
@@ -70,6 +73,11 @@ class FilmShot:
     def prompt_at(self, frame: int) -> str:
         """The prompt in force at a frame."""
         return [prompt for first, prompt in self.prompts if first <= frame][-1]
+
+    @property
+    def images(self) -> tuple[FilmImage, ...]:
+        """All pictures of the author's."""
+        return tuple(i for i in (self.image, self.last_image, *self.references) if i is not None)
 
     @property
     def is_one_stream(self) -> bool:
@@ -149,13 +157,15 @@ def binding_of(mode: str, context: str) -> str:
 
 
 def _shot_from_json(data: Mapping[str, Any]) -> FilmShot:
-    image, transition = data["image"], data["transition"]
+    images = {k: FilmImage(**data[k]) if data[k] else None for k in ("image", "last_image")}
+    transition = data["transition"]
     return FilmShot(
         **{
             **data,
             "prompts": tuple((first, prompt) for first, prompt in data["prompts"]),
             "chunks": tuple(Chunk(**c) for c in data["chunks"]),
-            "image": FilmImage(**image) if image else None,
+            **images,
+            "references": tuple(FilmImage(**r) for r in data["references"]),
             "transition": FilmTransition(**transition) if transition else None,
         }
     )

@@ -39,11 +39,11 @@ def write_job(store: Store, job: Job, images: Mapping[str, Path] | None = None) 
     The same job may come again with its model in another folder, or its storyboard in other words.
     """
     for shot in (*job.film.shots, *job.film.unseen):
-        if shot.image is not None:
-            data = (images or {})[shot.image.sha256].read_bytes()  # a copy: the author's file may change
-            if hashlib.sha256(data).hexdigest() != shot.image.sha256:
-                raise InputError(f"shot {shot.id}: its image changed while the storyboard was read; try again")
-            store.put(image_task(shot.image), data)
+        for image in shot.images:
+            data = (images or {})[image.sha256].read_bytes()  # a copy: the author's file may change
+            if hashlib.sha256(data).hexdigest() != image.sha256:
+                raise InputError(f"shot {shot.id}: an image changed while the storyboard was read; try again")
+            store.put(image_task(image), data)
     store.publish(f"jobs/{job.id}/job.json", json.dumps(job.as_json(), indent=1).encode())
     store.publish(f"jobs/{job.id}/storyboard.yaml", job.storyboard.encode())
 
@@ -61,11 +61,16 @@ def read_job(store: Store, job_id: str) -> Job:
 
 
 def _checkpoint(data: Mapping[str, Any]) -> Checkpoint:
-    raw: dict[str, Any] = dict(data["card"])
-    raw |= {k: tuple(raw[k]) for k in ("modes", "contexts", "size", "vocabulary")}
+    raw: dict[str, Any] = _tuples(data["card"])
     raw["rule"] = FrameRule(**raw["rule"])
-    raw["latent_rgb"] = tuple(tuple(row) for row in raw["latent_rgb"])
     return Checkpoint(data["name"], data["folder"], ModelCard(**raw), data["fingerprints"])
+
+
+def _tuples(value: Any) -> Any:
+    """JSON with tuples instead of lists."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def publish_film(store: Store, job: Job, plan: Plan) -> str:

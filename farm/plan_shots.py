@@ -17,9 +17,10 @@ from .task import (
     ChooseRoll,
     Decode,
     Denoise,
+    EmbedFrames,
     EncodeFrames,
-    EncodeImage,
     EncodeText,
+    Known,
     MeasureSeams,
     Roll,
     Slice,
@@ -41,6 +42,18 @@ class _Span:
     end: int
     key: str
     offset: int  # of `first` in the output
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a denoise task is given besides its prompts."""
+
+    mode: str = "text"
+    inputs: tuple[str, ...] = ()
+    context_latents: int = 0
+    lead_latents: int = 0
+    known: Known | None = None  # where the text encoder looks at the first frame, which it finds in `sources`
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,10 @@ class ShotPlanner:
     def card_of(self, shot: FilmShot) -> ModelCard:
         return self.models[shot.model].card
 
+    def model_for(self, shot: FilmShot, chunk: Chunk) -> Checkpoint:
+        """The model of a chunk: another one may make those that go on from others."""
+        return self.models[shot.next_model if chunk.context_latents else shot.model]
+
     def add(self, task: Task) -> str:
         self.tasks.setdefault(task.key, task)
         return task.key
@@ -94,7 +111,9 @@ class ShotPlanner:
         self.past[shot.id] = [*self.past[source], *self.frames[source]] if source else []
         self.frames[shot.id] = []
         self.shot_tasks[shot.id] = []
-        if shot.is_one_stream:
+        card = self.card_of(shot)
+        leads = any(card.num_lead(c.num_latents, len(shot.references)) for c in shot.chunks)
+        if shot.is_one_stream and not leads:
             self._one_stream(shot)
         else:
             self._own_streams(shot)
@@ -112,9 +131,9 @@ class ShotPlanner:
             if not chunks:
                 continue
             first, known = chunks[0].first_latent, chunks[0].context_latents
-            inputs = (stream[-1].key,) if known else self._image(shot)
+            given = _Given("latents", (stream[-1].key,), known) if known else self._start(shot, k, chunks[0])
             span = _Span(first + known, chunks[-1].first_latent + chunks[-1].num_latents, "", known)
-            denoise = partial(self._denoise, shot, k, chunks, context=inputs, context_latents=known or len(inputs))
+            denoise = partial(self._denoise, shot, k, chunks, given)
             if len(chunks) == 1:
 
                 def decode(key: str, attempt: _Try, *, span: _Span = span, at: int = at) -> str | None:
@@ -125,26 +144,29 @@ class ShotPlanner:
                 at = self._keep(shot, frames, at)
             else:
                 stream.append(replace(span, key=denoise(_Try())))
-                for chunk in chunks:
+                for chunk in chunks if self.card_of(shot).halo_latents is not None else chunks[-1:]:
                     at = self._keep(shot, self._decode_to(shot, stream, at, chunk.first_latent + chunk.num_latents), at)
 
     def _decode_to(
         self, shot: FilmShot, stream: Sequence[_Span], at: int, end: int, attempt: _Try | None = None
     ) -> str | None:
         """Decode a stream from its frame `at` to its latent frame `end`; nothing where there is nothing to show."""
-        rule = self.card_of(shot).rule
+        card = self.card_of(shot)
+        rule = card.rule
         until = min(rule.num_frames(end), shot.before_frames + shot.num_frames)
         if until <= at:
             return None
         first = rule.latent_at(at)
-        halo = min(self.card_of(shot).halo_latents, first)
+        halo = first if card.halo_latents is None else min(card.halo_latents, first)
         begins = first - halo
         parts = [s for s in stream if s.end > begins and s.first < end]
         spans = tuple((s.offset + max(begins - s.first, 0), min(s.end, end) - max(s.first, begins)) for s in parts)
-        request = Decode(spans, halo, begins == 0, at - rule.num_frames(first), until - at)
+        skip = at - rule.num_frames(first)
+        request = Decode(card.family, spans, halo, begins == 0, skip, until - at, card.settings_of("vae"))
         near = self._holder([*self.past[shot.id], *self.frames[shot.id]])
         inputs = tuple(s.key for s in parts)
-        return self._decode(shot, request, inputs, num_latents=end - first, near=near, attempt=attempt)
+        model = self.models[shot.model]
+        return self._decode(shot, model, request, inputs, num_latents=end - first, near=near, attempt=attempt)
 
     def _holder(self, keys: Sequence[str]) -> str:
         """The task whose replica has what the last of these left there."""
@@ -161,20 +183,28 @@ class ShotPlanner:
         """Every chunk is a stream that begins with the end of the one before, encoded anew (or with nothing)."""
         rule = self.card_of(shot).rule
         for k, chunk in enumerate(shot.chunks):
-            inputs: tuple[str, ...] = self._image(shot) if not chunk.context_latents else ()
+            model = self.model_for(shot, chunk)
+            card = model.card
             overlap = rule.num_frames(chunk.context_latents)
-            if overlap:
+            if not overlap:
+                given = self._start(shot, k, chunk)
+            else:
                 needed: list[str] = []
                 for key in reversed([*self.past[shot.id], *self.frames[shot.id]]):
                     if sum(self.lengths(needed)) < overlap:
                         needed = [key, *needed]
-                inputs = (self._encode_vae(EncodeFrames(overlap), tuple(needed), shot),)
-            known = chunk.context_latents or len(inputs)
-            denoise = partial(self._denoise, shot, k, (chunk,), context=inputs, context_latents=known)
-            request = Decode(((0, chunk.num_latents),), 0, True, overlap, chunk.kept)
+                known = Known(self.film.width_px, self.film.height_px, overlap, len(needed))
+                given = self._given(shot, k, chunk, known, tuple(needed))
+            denoise = partial(self._denoise, shot, k, (chunk,), given)
+            lead = given.lead_latents
+            span = (0, lead + chunk.num_latents) if card.is_lead_decoded else (lead, chunk.num_latents)
+            skip = overlap + (rule.factor * lead if card.is_lead_decoded else 0)
+            request = Decode(card.family, (span,), 0, True, skip, chunk.kept, card.settings_of("vae"))
 
-            def decode(key: str, attempt: _Try, *, request: Decode = request, chunk: Chunk = chunk) -> str:
-                return self._decode(shot, request, (key,), num_latents=chunk.num_latents, near="", attempt=attempt)
+            def decode(
+                key: str, attempt: _Try, *, request: Decode = request, chunk: Chunk = chunk, model: Checkpoint = model
+            ) -> str:
+                return self._decode(shot, model, request, (key,), num_latents=chunk.num_latents, attempt=attempt)
 
             _, frames = self._best_of(shot, chunk, denoise, decode)
             self._keep(shot, frames, 0)
@@ -239,82 +269,118 @@ class ShotPlanner:
         """How many frames decode tasks put out."""
         return [self.num_frames[k] for k in keys]
 
-    def _denoise(
-        self, shot: FilmShot, k: int, chunks: Sequence[Chunk], attempt: _Try, *, context: tuple[str, ...],
-        context_latents: int,
-    ) -> str:  # fmt: skip
+    def _start(self, shot: FilmShot, k: int, chunk: Chunk) -> _Given:
+        """What a chunk is given that nothing of the shot comes before: the author's pictures."""
+        first = shot.image
+        sources = [self._source(first)] if first else []
+        known = Known(self.film.width_px, self.film.height_px, len(sources), len(sources), first.fit if first else "")
+        return self._given(shot, k, chunk, known, tuple(sources))
+
+    def _given(self, shot: FilmShot, k: int, chunk: Chunk, known: Known, sources: tuple[str, ...]) -> _Given:
+        """What known frames become for the model. The author's other pictures are added to them.
+
+        Args:
+            known: what comes before the chunk, which lies in `sources`.
+        """
+        model, is_last = self.model_for(shot, chunk), k + 1 == len(shot.chunks)
+        card = model.card
+        last = shot.last_image if is_last else None
+        known = replace(
+            known, last_fit=last.fit if last else "", reference_fits=tuple(r.fit for r in shot.references)
+        )  # fmt: skip
+        sources = (*sources, *(self._source(image) for image in (last, *shot.references) if image))
+        mode = ("reference" if shot.references else "first_last" if last else "text" if not known.num_first
+                else "image" if known.first_fit or shot.context == "last_frame" else "frames")  # fmt: skip
+        inputs = []
+        if card.conditioning == "whole" or (card.conditioning and sources):
+            is_sized = card.conditioning == "whole" or card.draws_condition
+            encode = EncodeFrames(
+                card.family, known, card.rule.num_frames(chunk.num_latents) if is_sized else 0,
+                shot.seed + k if card.draws_condition else None, card.settings_of("vae"),
+            )  # fmt: skip
+            inputs.append(self._encode(encode, sources, shot, model, "vae"))
+        if "embed" in card.components and sources:
+            inputs.append(self._encode(EmbedFrames(card.family, known), sources, shot, model, "embed"))
+        context = card.rule.num_latents(known.num_first) if known.num_first and card.conditioning == "context" else 0
+        lead = card.num_lead(chunk.num_latents, len(shot.references))
+        seen = (known, sources) if card.text_sees_image else (None, ())
+        return _Given(mode, tuple(inputs), context, lead, *seen)
+
+    def _denoise(self, shot: FilmShot, k: int, chunks: Sequence[Chunk], given: _Given, attempt: _Try) -> str:
         """One task for chunk k of a shot, or for all of its chunks together."""
-        film, card, begins = self.film, self.card_of(shot), chunks[0].first_latent
+        film, model, begins = self.film, self.model_for(shot, chunks[0]), chunks[0].first_latent
+        card = model.card
         together = len(chunks) > 1
-        guided = shot.guidance > 1  # as in stock diffusers, the high-noise expert's guidance decides
+        guided = card.is_guided and shot.guidance > 1  # as in diffusers, the high-noise expert's guidance decides
         texts: dict[str, None] = {}  # keys, in order
 
         def index_of(prompt: str, label: str) -> int:
-            key = self._encode_text(prompt, label, shot)
+            key = self._encode_text(prompt, label, shot, model, given)
             texts.setdefault(key)
             return list(texts).index(key)
 
         slices = []
         for chunk in chunks:
             mark = f" {card.middle_mark}" if chunk.first_latent and card.middle_mark else ""
-            prompt = index_of(f"{shot.prompt_at(chunk.first_frame)}{mark}", shot.id)
-            negative = index_of(f"{shot.negative_prompt}{mark}".strip(), "negative prompt") if guided else None
+            reads = bool(card.components.get("text"))
+            prompt = index_of(f"{shot.prompt_at(chunk.first_frame)}{mark}", shot.id) if reads else None
+            negative = None
+            if guided and reads:
+                negative = index_of(f"{shot.negative_prompt}{mark}".strip(), "negative prompt")
             slices.append(Slice(chunk.first_latent - begins, chunk.num_latents, prompt, negative))
         rows, columns = film.height_px // card.spatial_factor, film.width_px // card.spatial_factor
-        length = slices[-1].first_latent + slices[-1].num_latents
+        length = given.lead_latents + slices[-1].first_latent + slices[-1].num_latents
         request = Denoise(
-            latent_shape=(1, card.latent_channels, length, rows, columns), steps=shot.steps, guidance=shot.guidance,
-            guidance_low=shot.guidance_low, boundary_ratio=card.boundary_ratio,
-            per_token_timesteps=card.per_token_timesteps, slices=tuple(slices),
-            seed=shot.seed + k + ROLL_SEED * attempt.roll, context_latents=context_latents,
+            card.family, given.mode, (1, card.latent_channels, length, rows, columns), shot.steps, shot.guidance,
+            shot.guidance_low, shot.seed + k + ROLL_SEED * attempt.roll, tuple(slices),
+            fps=film.fps if card.fps_conditioned else 0.0, context_latents=given.context_latents,
             noise=shot.noise if together else "independent",
-            anchor=shot.anchor and together, shift=shot.shift and together,
+            anchor=shot.anchor and together, shift=shot.shift and together, settings=card.settings_of("denoise"),
         )  # fmt: skip
         volume = sum(s.num_latents for s in slices) * rows * columns
         return self._model_task(
-            request, "denoise", inputs=(*texts, *context), shot=shot, near=self._holder(context),
+            request, "denoise", "denoise", inputs=(*texts, *given.inputs), shot=shot, model=model,
             label=_label_of(shot, k) if len(chunks) == 1 else shot.id, cost=volume * shot.steps * (1 + guided),
-            attempt=attempt,
+            near=self._holder(given.inputs), attempt=attempt,
         )  # fmt: skip
 
     def _decode(
-        self, shot: FilmShot, request: Decode, inputs: tuple[str, ...], *, num_latents: int, near: str,
-        attempt: _Try | None,
+        self, shot: FilmShot, model: Checkpoint, request: Decode, inputs: tuple[str, ...], *, num_latents: int,
+        attempt: _Try | None, near: str = "",
     ) -> str:  # fmt: skip
-        card, film = self.card_of(shot), self.film
-        volume = num_latents * film.height_px * film.width_px // card.spatial_factor**2
+        volume = num_latents * self.film.height_px * self.film.width_px // model.card.spatial_factor**2
         label = shot.id if len(shot.chunks) < 2 else f"{shot.id} {len(self.frames[shot.id]) + 1}"
         key = self._model_task(
-            request, "decode", inputs=inputs, label=label, shot=shot, cost=18 * volume, near=near, attempt=attempt
+            request, "decode", "vae", inputs=inputs, label=label, shot=shot, model=model, cost=18 * volume, near=near,
+            attempt=attempt,
         )  # fmt: skip
         self.num_frames[key] = request.num_frames
         return key
 
-    def _encode_text(self, prompt: str, label: str, shot: FilmShot) -> str:
-        request = EncodeText(prompt=prompt, max_tokens=self.card_of(shot).max_tokens)
-        return self._model_task(request, "encode", inputs=(), label=label, shot=shot, cost=1000)
-
-    def _image(self, shot: FilmShot) -> tuple[str, ...]:
-        """The latents of the picture that the shot begins with; nothing where there is none."""
-        if shot.image is None:
-            return ()
-        source = image_task(shot.image)
-        self.sources[source.key] = source
-        request = EncodeImage(self.film.width_px, self.film.height_px, shot.image.fit)
-        return (self._encode_vae(request, (source.key,), shot),)
-
-    def _encode_vae(self, request: EncodeImage | EncodeFrames, inputs: tuple[str, ...], shot: FilmShot) -> str:
+    def _encode_text(self, prompt: str, label: str, shot: FilmShot, model: Checkpoint, given: _Given) -> str:
+        card = model.card
+        request = EncodeText(card.family, prompt, card.max_tokens, given.known, card.settings_of("text"))
         return self._model_task(
-            request, "encode", inputs=inputs, label=shot.id, shot=shot, cost=2000,
-            components=self.card_of(shot).stages["decode"],
-        )  # fmt: skip
+            request, "encode", "text", inputs=given.sources, label=label, shot=shot, model=model, cost=1000
+        )
+
+    def _encode(self, request: Any, inputs: tuple[str, ...], shot: FilmShot, model: Checkpoint, work: str) -> str:
+        return self._model_task(
+            request, "encode", work, inputs=inputs, label=shot.id, shot=shot, model=model, cost=2000
+        )
+
+    def _source(self, image: FilmImage) -> str:
+        """The author's picture in the graph."""
+        task = image_task(image)
+        self.sources[task.key] = task
+        return task.key
 
     def _model_task(
-        self, request: Any, stage: Any, *, inputs: tuple[str, ...], label: str, shot: FilmShot, cost: float,
-        components: tuple[str, ...] | None = None, near: str = "", attempt: _Try | None = None,
+        self, request: Any, stage: Any, work: str, *, inputs: tuple[str, ...], label: str, shot: FilmShot,
+        model: Checkpoint, cost: float, near: str = "", attempt: _Try | None = None,
     ) -> str:  # fmt: skip
-        model = self.models[shot.model]
-        used = tuple((c, model.fingerprints[c]) for c in components or model.card.stages[stage])
+        """A task of a stage with the components for one kind of its work."""
+        used = tuple((c, model.fingerprints[c]) for c in model.card.components[work])
         request, inputs = (attempt or _Try()).wrap(request, inputs, shot)
         task = make_task(
             stage, request, inputs=inputs, components=used,

@@ -115,7 +115,8 @@ class _Resolver:
         self.draft, self.top, self.done, self.fault = draft, top, self.ground.done, self.ground.fault
         self.index = {shot.id: i for i, shot in draft.shots}
         self.index_of = index_of
-        self.resolvers = [ShotResolver(self.ground, c.card, number) for number, c in enumerate(models)]
+        cards = [m.card for m in models]
+        self.resolvers = [ShotResolver(self.ground, number, cards, index_of) for number in range(len(models))]
 
     def film(self) -> Film:
         top, ground = self.top, self.ground
@@ -192,6 +193,9 @@ class _Resolver:
             )
 
     def _check_size(self, card: ModelCard, width: int, height: int, scale: float) -> None:
+        if card.fixed_size and (width, height) != card.size:
+            native = "{}x{}".format(*card.size)
+            self.fault(("size",), f"size must be {native} for {card.name}, which knows no other, got {width}x{height}")
         for side, px in (("width", width), ("height", height)):
             if px % card.multiple_px or px > MAX_SIDE_PX:
                 below = min(px, MAX_SIDE_PX) // card.multiple_px * card.multiple_px

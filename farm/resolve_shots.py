@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .cards import ModelCard
+from .cards import ModelCard, stock_cards
 from .chunks import cut_into_chunks, num_delivered, num_frames_of, round_half_up
 from .document import Place, dotted
 from .errors import Problem
@@ -44,6 +45,7 @@ class Held:
     """The continuity in force for a shot."""
 
     mode: str
+    next_model: int
     chunk_frames: int
     overlap_frames: int
     context: str
@@ -58,8 +60,9 @@ class Held:
 class ShotResolver:
     """Resolves the shots of one model."""
 
-    def __init__(self, ground: Ground, card: ModelCard, model: int) -> None:
-        self.ground, self.card, self.model = ground, card, model
+    def __init__(self, ground: Ground, model: int, cards: Sequence[ModelCard], index_of: Mapping[str, int]) -> None:
+        self.ground, self.card, self.model = ground, cards[model], model
+        self.cards, self.index_of = cards, index_of
         self.draft, self.top, self.size, self.fps = ground.draft, ground.top, ground.size, ground.fps
         self.fault, self.warnings, self.images, self.done = ground.fault, ground.warnings, ground.images, ground.done
 
@@ -68,12 +71,10 @@ class ShotResolver:
         place: Place = ("shots", i)
         held = self.continuity((*place, "continuity"), shot.continuity)
         high, low = self._guidance(place, shot)
-        if (
-            held is None
-            or (shot.prompt is None and shot.prompts is None)
-            or (shot.seconds is None and shot.frames is None)
-        ):
+        self._check_given(place, shot)
+        if held is None or (shot.seconds is None and shot.frames is None):
             return None
+        ahead = self.cards[held.next_model]
         frames = shot.frames or num_frames_of(seconds=shot.seconds or 0, fps=fps)
         mode, chunk_frames, overlap_frames = held.mode, held.chunk_frames, held.overlap_frames
         needed = binding_of(mode, held.context)
@@ -83,15 +84,16 @@ class ShotResolver:
         if before or frames > chunk_frames:
             length: Place = (*place, "frames" if shot.frames else "seconds")
             is_given = mode == "extend" or before  # what blend makes by itself needs no context
-            if is_given and needed != "none" and needed not in card.contexts:
-                self.fault(length, no_context(f"{dotted(place)}.continuity.context", card, needed))
+            if is_given and needed != "none" and needed not in ahead.contexts:
+                self.fault(length, no_context(f"{dotted(place)}.continuity.context", ahead, needed))
+                return None
+            if mode == "blend" and not card.blends:
+                name = f"{dotted(place)}.continuity.mode"
+                self.fault(length, f"{name} must be extend: {card.name} needs a picture to begin with, got blend")
                 return None
             if overlap_frames == 0 and needed != "none":
                 self.fault(length, f"{dotted(place)}.continuity.overlap_frames must be above 0 in mode {mode}, got 0")
                 return None
-        if shot.last_image is not None and "first_last" not in card.modes:
-            where = (*place, "last_image")
-            self.fault(where, f"{dotted(where)} must not be there: {card.name} cannot end on a picture")
         chunks = cut_into_chunks(
             num_frames=frames, chunk_frames=chunk_frames, overlap_frames=overlap_frames, rule=card.rule, context=needed,
             before=before, reach=self._reach(shot),
@@ -99,6 +101,15 @@ class ShotResolver:
         if held.anchor and mode == "blend" and len(chunks) > 1 and shot.image is None:
             where = (*place, "continuity", "anchor")
             self.fault(where, f"{dotted(where)} must stand beside an image, which every chunk then sees")
+        if len(chunks) > 1 and mode == "extend" and ahead.contexts == ("last_frame",):
+            self.warnings.append(
+                f"{dotted(place)}: {ahead.name} goes on from the last frame of a chunk only, so motion may break off "
+                f"where its {len(chunks)} chunks join"
+            )
+        for key, there in (("last_image", shot.last_image), ("references", shot.references)):
+            if there and mode == "blend" and len(chunks) > 1:
+                where = (*place, key)
+                self.fault(where, f"{dotted(where)} must not be there in mode blend, whose chunks are made together")
         return FilmShot(
             id=shot.id,
             model=self.model,
@@ -107,7 +118,9 @@ class ShotResolver:
             num_frames=frames,
             before_frames=before,
             chunks=tuple(chunks),
-            image=self._image(place, shot),
+            image=self._image((*place, "image"), shot.image, shot.image_fit),
+            last_image=self._image((*place, "last_image"), shot.last_image, shot.image_fit),
+            references=self._references(place, shot),
             continue_from=shot.continue_from,
             transition=self._transition(place, shot),
             seed=first_of(shot.seed, top.seed, 0),
@@ -129,7 +142,7 @@ class ShotResolver:
         """A shot's prompts by the frame from which they are in force; `starts` are those at which its chunks begin."""
         style = f" {self.top.style}" if self.top.style else ""
         if shot.prompts is None:
-            return ((0, f"{shot.prompt}{style}"),)
+            return ((0, f"{shot.prompt}{style}" if shot.prompt is not None else ""),)
         found: dict[int, str] = {}
         for k, item in enumerate(shot.prompts):
             first = round_half_up(Fraction(str(item.at)) * Fraction(str(self.fps)))
@@ -170,16 +183,38 @@ class ShotResolver:
             return None
         return source.before_frames + source.num_frames
 
-    def _image(self, place: Place, shot: Shot) -> FilmImage | None:
-        if shot.image is None:
-            return None
-        where = (*place, "image")
-        if "image" not in self.card.modes:
-            self.fault(where, f"{dotted(where)} must not be there: {self.card.name} makes video from text only")
+    def _check_given(self, place: Place, shot: Shot) -> None:
+        """What a shot gives must be what the model takes, and all that it needs."""
+        card, name = self.card, dotted(place)
+        for key, mode in (("image", "image"), ("last_image", "first_last"), ("references", "reference")):
+            if getattr(shot, key) and mode not in card.modes:
+                able = kinds_with(card.family, mode)
+                instead = f"; a checkpoint of {' or '.join(able)} takes it" if able else ""
+                message = f"{name}.{key} must not be there: {card.name} takes {', '.join(card.modes)}{instead}"
+                self.fault((*place, key), message)
+        if "text" not in card.modes and shot.image is None and shot.continue_from is None:
+            able = kinds_with(card.family, "text")
+            instead = f", or a model of {' or '.join(able)}" if able else ""
+            self.fault(place, f"{name} must have an image, with which {card.name} begins{instead}")
+        reads, is_told = bool(card.components.get("text")), shot.prompt is not None or shot.prompts is not None
+        if reads and not is_told:
+            self.fault(place, f"{name} must have a prompt")
+        if is_told and not reads:
+            self.warnings.append(f"{name}: {card.name} reads no text, so its prompt is not used")
+
+    def _references(self, place: Place, shot: Shot) -> tuple[FilmImage, ...]:
+        """The pictures of what shall be seen, in their order."""
+        where, fit = (*place, "references"), "contain" if shot.image_fit == "refuse" else shot.image_fit
+        made = [self._image((*where, k), name, fit) for k, name in enumerate(shot.references or ())]
+        return tuple(image for image in made if image)
+
+    def _image(self, where: Place, name: str | None, fit: str) -> FilmImage | None:
+        """A picture of the author's, looked at and noted."""
+        if name is None:
             return None
         from PIL import Image, ImageOps
 
-        path = Path(self.draft.document.file).parent / shot.image
+        path = Path(self.draft.document.file).parent / name
         try:
             raw = path.read_bytes()
             with Image.open(io.BytesIO(raw), formats=["PNG", "JPEG", "WEBP"]) as picture:
@@ -187,10 +222,10 @@ class ShotResolver:
                 wide, high, kind = *ImageOps.exif_transpose(picture).size, str(picture.format).lower()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
             if not any(p.key == dotted(where) for p in self.draft.problems):  # else the schema has told why
-                self.fault(where, f"{dotted(where)} must be a picture that can be read, got {shot.image!r}: {e}")
+                self.fault(where, f"{dotted(where)} must be a picture that can be read, got {name!r}: {e}")
             return None
         width, height = self.size
-        if shot.image_fit == "refuse" and abs(wide * height / (high * width) - 1) > MAX_SHAPE_ERROR:
+        if fit == "refuse" and abs(wide * height / (high * width) - 1) > MAX_SHAPE_ERROR:
             self.fault(
                 where,
                 f"{dotted(where)} must have the film's proportions ({width}x{height}), got {wide}x{high}; or say "
@@ -198,7 +233,7 @@ class ShotResolver:
             )
         digest = hashlib.sha256(raw).hexdigest()
         self.images[digest] = path
-        return FilmImage(digest, kind, shot.image_fit)
+        return FilmImage(digest, kind, fit)
 
     def _transition(self, place: Place, shot: Shot) -> FilmTransition | None:
         asked = shot.transition
@@ -217,7 +252,7 @@ class ShotResolver:
             return card.guidance, first_of(card.guidance_low, card.guidance)
         if not isinstance(asked, GuidancePair):
             return asked, asked
-        if card.boundary_ratio is None:
+        if not card.has_two_experts:
             self.fault(where, f"{dotted(where)} must be one number for {card.name}, which has one expert, got a pair")
         return asked.high, asked.low
 
@@ -228,10 +263,14 @@ class ShotResolver:
         """
         written = (self.top.continuity or Continuity(), own or Continuity())
         asked = Continuity(**{k: v for c in written for k, v in c.model_dump(exclude_none=True).items()})
-        card = self.card
+        card, number = self.card, self.index_of.get(asked.model, self.model) if asked.model else self.model
+        ahead = self.cards[number]
         chunk = first_of(asked.chunk_frames, card.chunk_frames)
-        context = first_of(asked.context, next(iter(card.contexts), ""))
-        strong = "extend" if {"latents", "frames"} & set(card.contexts) else "blend"
+        context = first_of(
+            asked.context, next(iter(c for c in ahead.contexts if number == self.model or c != "latents"), "")
+        )
+        is_strong = {"latents", "frames"} & set(ahead.contexts) or number != self.model or not card.blends
+        strong = "extend" if is_strong else "blend"
         mode = first_of(asked.mode, strong)
         exact = {"none": 0, "last_frame": 1}.get(context) if mode == "extend" else None
         largest = max((n for n in range(chunk) if n == 0 or card.rule.allows(n)), default=0)
@@ -246,6 +285,12 @@ class ShotResolver:
             fault = f"{key} must be {exact} with context {context}, got {overlap}"
         elif exact is None and overlap and not card.rule.allows(overlap):
             fault = off_rule(key, card, overlap)
+        if number != self.model and not fault:
+            where = (*place, "model")
+            if ahead.rule != card.rule:
+                fault = f"{dotted(where)} must generate {card.rule} frames as {card.name}, got {ahead.rule}"
+            elif binding_of(mode, context) == "latents":
+                fault = f"{dotted(where)} must stand beside mode extend with context frames or last_frame"
         if fault and (own is not None or len(place) == 1 or self.model):
             self.fault(where, fault)
         self._check_options(place, written[0] if len(place) == 1 else written[1], asked, mode)
@@ -253,7 +298,7 @@ class ShotResolver:
             return None
         max_seam = (asked.max_seam or 0.0) if mode == "extend" else 0.0
         return Held(
-            mode, chunk, overlap, context, color_match=first_of(asked.color_match, True), max_seam=max_seam,
+            mode, number, chunk, overlap, context, color_match=first_of(asked.color_match, True), max_seam=max_seam,
             rerolls=first_of(asked.rerolls, 2) if max_seam else 0, noise=first_of(asked.noise, "independent"),
             anchor=bool(asked.anchor), shift=bool(asked.shift),
         )  # fmt: skip
@@ -274,9 +319,14 @@ class ShotResolver:
                 self.fault((*place, key), f"{name}.{key} must not be there in mode {mode}: it is of {needs}")
         if told.rerolls and not asked.max_seam:
             self.fault((*place, "rerolls"), f"{name}.rerolls must stand beside max_seam")
-        if told.anchor and not self.card.per_token_timesteps:
+        if told.anchor and self.card.conditioning != "context":
             message = f"{name}.anchor must not be there: {self.card.name} takes no clean latent frames"
             self.fault((*place, "anchor"), message)
+
+
+def kinds_with(family: str, mode: str) -> list[str]:
+    """The pipeline classes of a family that have a mode."""
+    return [kind for kind, card in stock_cards().items() if card.family == family and mode in card.modes]
 
 
 def no_context(name: str, card: ModelCard, context: str) -> str:

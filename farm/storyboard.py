@@ -47,6 +47,8 @@ class Continuity(Strict):
     chunk_frames: Annotated[int, Field(ge=1, le=10_000)] | None = None
     overlap_frames: Annotated[int, Field(ge=0, le=10_000)] | None = None
     context: Literal["latents", "frames", "last_frame", "none"] | None = None
+    model: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """The model of all chunks but the first, where it is another one: a folder or org/name[@revision]."""
     color_match: bool | None = None
     """Take out steps of colour where chunks join (extend); true if not given."""
     max_seam: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] | None = None
@@ -103,6 +105,8 @@ class Shot(Strict):
     """The picture that the shot begins with (PNG, JPEG or WebP), relative to the storyboard."""
     last_image: Annotated[str, StringConstraints(min_length=1)] | None = None
     """The picture that the shot ends on."""
+    references: Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(max_length=8)] | None = None
+    """Pictures of what shall be seen in the shot, for models that take some."""
     image_fit: Literal["cover", "contain", "stretch", "refuse"] = "refuse"
     """What to do with a picture of another shape."""
     continue_from: str | None = None
@@ -217,7 +221,7 @@ def _check_together(raw_shots: list[Any], document: Document) -> list[Problem]:
                 fault(i, other, f"{name} must have {one} or {other}, not both")
         if "seconds" not in shot and "frames" not in shot:
             fault(i, "", f"{name} must have a length: seconds or frames")
-        if "prompt" not in shot and "prompts" not in shot:
+        if "prompt" not in shot and "prompts" not in shot and "image" not in shot:  # the resolver knows the model
             fault(i, "", f"{name} must have a prompt")
         shot_id = shot.get("id")
         if isinstance(shot_id, str):
@@ -239,9 +243,11 @@ def _check_together(raw_shots: list[Any], document: Document) -> list[Problem]:
         is_plain = all(isinstance(t, int | float) for t in times)
         if times and is_plain and (times[0] != 0 or any(b <= a for a, b in pairwise(times))):
             fault(i, "prompts", f"{name}.prompts must begin at 0 and go up, got {', '.join(f'{t:g}' for t in times)}")
-        for key in ("image", "last_image"):
-            if isinstance(shot.get(key), str) and (reason := _unreadable(Path(document.file).parent / shot[key])):
-                fault(i, key, f"{name}.{key} must be a picture that can be read, got {shot[key]!r}: {reason}")
+        references = shot["references"] if isinstance(shot.get("references"), list) else []
+        pictures = [(k, shot.get(k)) for k in ("image", "last_image")] + [("references", r) for r in references]
+        for key, picture in pictures:
+            if isinstance(picture, str) and (reason := _unreadable(Path(document.file).parent / picture)):
+                fault(i, key, f"{name}.{key} must be a picture that can be read, got {picture!r}: {reason}")
         if i == 0 and "transition" in shot:
             fault(i, "transition", f"{name}.transition must not be there: the first shot has nothing to come from")
     return problems

@@ -15,12 +15,7 @@ Outcome = Literal["succeeded", "failed", "canceled", "interrupted"]
 Cause = Literal["", "error", "input", "memory", "died"]  # why an attempt failed; `died`: its process ended
 
 
-@dataclass(frozen=True)
-class EncodeText:
-    """Turn one prompt into embeddings (1, max_tokens, dim)."""
-
-    prompt: str
-    max_tokens: int
+Settings = tuple[tuple[str, Any], ...]  # a family's own constants, from the checkpoint's JSON files and its card
 
 
 @dataclass(frozen=True)
@@ -31,19 +26,50 @@ class SourceImage:
 
 
 @dataclass(frozen=True)
-class EncodeImage:
-    """Turn a picture into the latents of a first frame: (1, channels, 1, rows, columns), normalised."""
+class Known:
+    """Frames that a chunk is given. They come as a task's last inputs, in this order.
+
+    First come pictures or stretches of decoded frames that the chunk begins with, then a picture that it ends on, then
+    pictures of what shall be seen in it.
+    """
 
     width_px: int
     height_px: int
-    fit: str  # cover | contain | stretch; `refuse` has been checked and stretches by a hair
+    num_first: int = 0  # frames that the chunk begins with: the last ones of its inputs' frames
+    num_inputs: int = 0  # that these come from
+    first_fit: str = ""  # cover | contain | stretch: they come from a picture; `refuse` has been checked, and stretches
+    last_fit: str = ""  # the same of the picture that the chunk ends on; empty where there is none
+    reference_fits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EncodeText:
+    """Turn one prompt into embeddings and whatever else the model takes of a text."""
+
+    family: str
+    prompt: str
+    max_tokens: int
+    known: Known | None = None  # of text encoders that look at the first frame
+    settings: Settings = ()
 
 
 @dataclass(frozen=True)
 class EncodeFrames:
-    """Turn the last `num_frames` of its inputs' frames into latents, as the start of a stream of their own."""
+    """Turn known frames into what the autoencoder makes of them: latents, or a condition for a whole chunk."""
 
-    num_frames: int
+    family: str
+    known: Known
+    num_frames: int = 0  # of the chunk, where the condition is as long as it
+    seed: int | None = None  # of families that draw a sample
+    settings: Settings = ()
+
+
+@dataclass(frozen=True)
+class EmbedFrames:
+    """Turn known frames into the embeddings of an image encoder."""
+
+    family: str
+    known: Known
 
 
 @dataclass(frozen=True)
@@ -52,29 +78,31 @@ class Slice:
 
     first_latent: int
     num_latents: int
-    prompt: int  # index among the inputs
+    prompt: int | None  # index among the inputs; None for models that read no text
     negative: int | None  # None without guidance
 
 
 @dataclass(frozen=True)
 class Denoise:
-    """Generate latents (1, channels, latent frames, rows, columns), float32, normalised.
+    """Generate latents (1, channels, latent frames, rows, columns), float32, as the family's model knows them.
 
     Those of one chunk have one slice; a shot in `blend` has one for each of its chunks, denoised together.
     """
 
+    family: str
+    mode: str  # what the model is given besides text: text | image | first_last | frames | latents | reference
     latent_shape: tuple[int, ...]
     steps: int
     guidance: float
     guidance_low: float  # of the low-noise expert; equal to `guidance` where there is one transformer
-    boundary_ratio: float | None
-    per_token_timesteps: bool
     seed: int
     slices: tuple[Slice, ...]
+    fps: float = 0.0  # of models that are told
     context_latents: int = 0  # clean latent frames at the start, the last ones of its last input
     noise: str = "independent"  # or free: further slices get that of the first, shuffled
     anchor: bool = False  # every slice sees the context's first latent frame, a picture
     shift: bool = False  # the grid of slices moves from step to step
+    settings: Settings = ()
 
 
 @dataclass(frozen=True)
@@ -85,11 +113,13 @@ class Decode:
     stretch are there only so that the causal decoder knows what came before.
     """
 
+    family: str
     spans: tuple[tuple[int, int], ...]
     halo_latents: int
     is_start: bool  # the stretch begins where its stream does, so its first latent frame stands for fewer frames
     skip_frames: int  # of those that follow the halo
     num_frames: int
+    settings: Settings = ()
 
 
 @dataclass(frozen=True)
@@ -224,7 +254,7 @@ class JoinClips:
 
 
 Request = (
-    EncodeText | SourceImage | EncodeImage | EncodeFrames | Denoise | Decode | Interpolate | WriteClip | WriteStills
+    EncodeText | SourceImage | EncodeFrames | EmbedFrames | Denoise | Decode | Interpolate | WriteClip | WriteStills
     | MixFrames | MeasureColour | SolveColour | MeasureSeams | JoinClips | Roll | ChooseRoll | TakeRoll
 )  # fmt: skip
 

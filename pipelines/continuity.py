@@ -18,7 +18,7 @@ import torch
 
 from farm.task import Denoise, Slice
 
-from .families.wan import Predict
+from .family import Predict
 
 NUM_GRIDS = 4  # at most, with a shifted grid
 

@@ -8,13 +8,14 @@ restart) the halo is decoded first and thrown away; it is as long as the decoder
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from safetensors.torch import load
 
 from farm.task import Decode
 
-from .families import wan
+from .family import Family, family_of
 from .frames import write_lossless
 from .load import best_device, load_component
 from .stage import Artifact, Progress, Result, as_bytes
@@ -28,7 +29,7 @@ class Stage:
     ) -> None:
         (name,) = components
         self.vae = load_component(model, name, dtype=dtype, device=best_device(), offload=offload)
-        self.streams: list[wan.DecodeStream] = []  # least recently used first
+        self.streams: list[Any] = []  # least recently used first
 
     @torch.no_grad()
     def run(self, request: Decode, inputs: Sequence[Artifact], progress: Progress) -> Result:
@@ -36,8 +37,23 @@ class Stage:
         parts = [load(as_bytes(i))["latents"] for i in inputs]
         spans = zip(parts, request.spans, strict=True)
         stretch = torch.cat([p[:, :, skip : skip + take] for p, (skip, take) in spans], dim=2)
+        family = family_of(request.family)
+        if not family.streams:
+            frames = [as_uint8(family.decode(self.vae, request, stretch)[0])]
+            progress.advance(1, 1)
+        else:
+            frames = self._decode_on(family, request, stretch, progress)
+        first = request.skip_frames
+        video_THWC = torch.cat(frames)[first : first + request.num_frames]
+        _, height, width, _ = video_THWC.shape
+        return Result(write_lossless(video_THWC.numpy(), width_px=width, height_px=height))
+
+    def _decode_on(
+        self, family: Family, request: Decode, stretch: torch.Tensor, progress: Progress
+    ) -> list[torch.Tensor]:
+        """The frames of a stretch after its halo, by the stream that has decoded this halo last, or by a new one."""
         total, halo = stretch.shape[2], request.halo_latents
-        stream = self._stream_after(stretch[:, :, :halo], is_start=request.is_start)
+        stream = self._stream_after(family, stretch[:, :, :halo], is_start=request.is_start)
         frames = []
         begin = halo if stream.position else 0
         for i in range(begin, total):
@@ -46,20 +62,17 @@ class Stage:
                 frames.append(as_uint8(made_CTHW))
             progress.advance(i + 1 - begin, total - begin)
         self._keep(stream)
-        first = request.skip_frames
-        video_THWC = torch.cat(frames)[first : first + request.num_frames]
-        _, height, width, _ = video_THWC.shape
-        return Result(write_lossless(video_THWC.numpy(), width_px=width, height_px=height))
+        return frames
 
-    def _stream_after(self, halo: torch.Tensor, *, is_start: bool) -> wan.DecodeStream:
+    def _stream_after(self, family: Family, halo: torch.Tensor, *, is_start: bool) -> Any:
         """The stream that has decoded exactly this halo last, or a new one that has decoded nothing."""
         for stream in self.streams if halo.shape[2] else []:
             if stream.ends_with(halo, is_whole=is_start):
                 self.streams.remove(stream)
                 return stream
-        return wan.DecodeStream(self.vae)
+        return family.decoder(self.vae)
 
-    def _keep(self, stream: wan.DecodeStream) -> None:
+    def _keep(self, stream: Any) -> None:
         while sum(s.num_bytes for s in self.streams) > MAX_CACHE_BYTES:
             self.streams.pop(0)
         self.streams.append(stream)

@@ -9,7 +9,6 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -20,7 +19,7 @@ from farm.task import Denoise
 
 from .checkpoint import StepState, pack, unpack
 from .continuity import anchored, blend, free_noise, grids_of
-from .families import wan
+from .family import Family, Given, Predict, Run, Tensors, family_of, step_of
 from .load import best_device, load_component
 from .stage import Artifact, Progress, Result, as_bytes
 
@@ -28,59 +27,45 @@ PREVIEW_EVERY_S = 1.0  # a preview costs some 6 ms; nobody looks more often
 
 
 def denoise(
-    latents_BCFHW: torch.Tensor,
-    *,
-    steps: int,
-    scheduler: Any,
-    predict: wan.Predict,
-    progress: Progress,
+    latents_BCFHW: torch.Tensor, *, family: Family, run: Run, predict: Predict, progress: Progress,
     rgb_matrix: Matrix = (),
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """Take noise to latents, from the start or from where another process has stopped (`progress.saved`).
 
     Args:
-        latents_BCFHW: noise, float32.
+        latents_BCFHW: what the first step takes, float32.
+        run: with a scheduler whose timesteps are set.
         predict: the family's model with its guidance: (latents, timestep) to a prediction of the latents' shape.
         rgb_matrix: for previews, one row a latent channel, then the bias.
     Raises:
         TaskCanceled, Halted: between two steps.
     """
-    scheduler.set_timesteps(steps, device=latents_BCFHW.device)
-    scheduler.set_begin_index(0)
+    scheduler, steps = run.scheduler, len(run.scheduler.timesteps)
     if progress.saved is not None:
-        state = unpack(progress.saved, scheduler, device=str(latents_BCFHW.device))
-        latents_BCFHW, progress.resumed_at = state.latents, state.step
+        state = unpack(progress.saved, scheduler, device=str(latents_BCFHW.device), generator=run.generator)
+        latents_BCFHW, progress.resumed_at, run.carried = state.latents, state.step, state.extra
     done = progress.resumed_at
     progress.advance(done, steps)
     shown_at = time.monotonic()
     for i, t in enumerate(scheduler.timesteps[done:], start=done):
+        run.step = i
         prediction = predict(latents_BCFHW, t)
-        latents_BCFHW = scheduler.step(prediction, t, latents_BCFHW, return_dict=False)[0]
+        latents_BCFHW = family.step(run, prediction, t, latents_BCFHW)
         if time.monotonic() - shown_at > PREVIEW_EVERY_S:
             progress.preview, shown_at = preview_png(latents_BCFHW, rgb_matrix), time.monotonic()
-        progress.advance(i + 1, steps, partial(pack, StepState(i + 1, latents_BCFHW), scheduler))
+        state = StepState(i + 1, latents_BCFHW, run.carried)
+        progress.advance(i + 1, steps, partial(pack, state, scheduler, run.generator))
     return latents_BCFHW
 
 
-def draw_noise(shape: Sequence[int], *, seed: int, device: str) -> torch.Tensor:
-    """Standard normal noise, float32; drawn on the CPU, as stock diffusers does with a CPU generator."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).to(device)
-
-
-def noise_of(request: Denoise, *, device: str) -> torch.Tensor:
-    """A chunk's or a take's noise."""
-    noise = draw_noise(request.latent_shape, seed=request.seed, device=device)
+def noise_of(family: Family, request: Denoise, generator: torch.Generator) -> torch.Tensor:
+    """A chunk's or a take's noise, float32; drawn on the CPU, as stock diffusers does with a CPU generator."""
+    noise = family.draw(request, generator)
     if request.noise != "free" or len(request.slices) < 2:
         return noise
     first, second = request.slices[:2]
     generator = torch.Generator("cpu").manual_seed(request.seed)
     return free_noise(noise, window=first.num_latents, stride=second.first_latent, generator=generator)
-
-
-def step_of(scheduler: Any, t: torch.Tensor) -> int:
-    """Which of the scheduler's steps has this timestep."""
-    return int((scheduler.timesteps == t).nonzero()[0])
 
 
 def preview_png(latents_BCFHW: torch.Tensor, rgb_matrix: Matrix) -> bytes:
@@ -125,43 +110,45 @@ class Stage:
             inputs: the embeddings of prompts, which the slices name by their index; with context the `latents` whose
                 last `request.context_latents` frames are the first ones here.
         """
-        scheduler = self.components["scheduler"]
-        predicts, context = self.predicts(request, inputs)
-        predict = blend(grids_of(request), predicts, step_of=partial(step_of, scheduler), share=progress.share)
+        family, scheduler = family_of(request.family), self.components["scheduler"]
+        predicts, given = self.predicts(request, inputs)
+        run = Run(request, scheduler, torch.Generator("cpu").manual_seed(request.seed), given)
+        family.set_timesteps(scheduler, request, self.components, self.device)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+        noise = noise_of(family, request, run.generator).to(self.device)
         latents_BCFHW = denoise(
-            noise_of(request, device=self.device),
-            steps=request.steps,
-            scheduler=scheduler,
-            predict=predict,
+            family.begin(run, noise),
+            family=family,
+            run=run,
+            predict=blend(grids_of(request), predicts, step_of=partial(step_of, scheduler), share=progress.share),
             progress=progress,
             rgb_matrix=self.rgb_matrix,
         )
-        if context is not None:
-            latents_BCFHW[:, :, : context.shape[2]] = context
-        return Result(save({"latents": latents_BCFHW.cpu().contiguous()}))
+        return Result(save({"latents": family.end(run, latents_BCFHW).cpu().contiguous()}))
 
-    def predicts(
-        self, request: Denoise, inputs: Sequence[Artifact]
-    ) -> tuple[dict[int, wan.Predict], torch.Tensor | None]:
-        """The model with its guidance for each slice of all grids, by number, and the context's latents."""
-        tensors = [load(as_bytes(i)) for i in inputs]
-        embeds = [t["embeds"].to(self.device) for t in tensors if "embeds" in t]
+    def predicts(self, request: Denoise, inputs: Sequence[Artifact]) -> tuple[dict[int, Predict], Given]:
+        """The model with its guidance for each slice of all grids, by number, and what the whole is given."""
+        tensors = [{k: v.to(self.device) for k, v in load(as_bytes(i)).items()} for i in inputs]
+        texts: list[Tensors] = [t for t in tensors if "embeds" in t]
+        condition = {k: v for t in tensors if "embeds" not in t for k, v in t.items()}
         known, made = request.context_latents, {}
-        context = tensors[-1]["latents"][:, :, -known:].to(self.device) if known else None
+        context = condition["latents"][:, :, -known:] if known else None
         if context is not None and context.shape[2] != known:
             raise ValueError(f"the context must have {known} latent frames, got {context.shape[2]}")
+        family = family_of(request.family)
         for number, s in ((i, s) for grid in grids_of(request) for i, s in grid.items()):
-            negative = None if s.negative is None else embeds[s.negative]
-            given = context[:, :, s.first_latent :] if context is not None and s.first_latent < known else None
-            anchor = context[:, :, :1] if request.anchor and given is None and context is not None else None
-            predict = wan.make_predict(
-                self.components, request, embeds[s.prompt], negative, given if anchor is None else anchor
-            )
+            text = {} if s.prompt is None else texts[s.prompt]
+            negative = None if s.negative is None else texts[s.negative]
+            own = context[:, :, s.first_latent :] if context is not None and s.first_latent < known else None
+            anchor = context[:, :, :1] if request.anchor and own is None and context is not None else None
+            given = Given(text, negative, condition, own if anchor is None else anchor)
+            predict = family.make_predict(self.components, request, given)
             made[number] = predict if anchor is None else anchored(predict, anchor)
-        return made, context
+        return made, Given({}, None, condition, context)
 
     @torch.no_grad()
-    def assist(self, predicts: Mapping[int, wan.Predict], payload: bytes) -> bytes:
+    def assist(self, predicts: Mapping[int, Predict], payload: bytes) -> bytes:
         """Predict some slices for a take that another process owns: latents by index, and `t`, to predictions."""
         parts = {k: v.to(self.device) for k, v in load(payload).items()}
         (t,) = parts.pop("t")

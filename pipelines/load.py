@@ -16,6 +16,7 @@ import torch
 from farm.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "image_processor", "feature_extractor", "guider")
 # Where diffusers keeps the classes we use: importing them from there spares its top level (measured: 2 s less).
 HOMES = {
     "AutoencoderKLWan": "diffusers.models.autoencoders.autoencoder_kl_wan",
@@ -36,7 +37,7 @@ def load_component(folder: str, component: str, *, dtype: str, device: str, offl
     library, name = index[component]
     cls = getattr(importlib.import_module(HOMES.get(name, library)), name)
     path = str(Path(folder) / component)
-    if component.startswith(("scheduler", "tokenizer")):
+    if component.startswith(WITHOUT_WEIGHTS):
         return cls.from_pretrained(path)
     module, told = cls.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True)
     lacking = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in told.get(kind, ()))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from farm.cards import BUILTIN
-from farm.checkpoint import BUILTIN_FOLDER
+from farm.checkpoint import BUILTIN_FOLDER, read_checkpoint
 from farm.errors import InputError
 from farm.task import Denoise, EncodeText, Slice
 from pipelines import decode, denoise, encode
@@ -51,9 +51,10 @@ class Model:
             self.encode, self.denoise, self.decode = (s.Stage(str(folder)) for s in (encode, denoise, decode))
             self.load_s = time.monotonic() - started
         self.vae = self.decode.vae
+        self.settings = read_checkpoint(folder, name="builtin").card.settings_of("denoise")
 
     def text(self, prompt: str) -> bytes:
-        request = EncodeText(prompt, BUILTIN["max_tokens"])
+        request = EncodeText("wan", prompt, BUILTIN["max_tokens"])
         return as_bytes(self.encode.run(request, [], Progress()).artifact)
 
     def generate(
@@ -78,7 +79,10 @@ class Model:
         shape = (1, 16, CHUNK_LATENTS, world.HEIGHT // 8, world.WIDTH // 8)
         guidance = float(BUILTIN["guidance"])
         slices = (Slice(0, CHUNK_LATENTS, 0, 1),)
-        request = Denoise(shape, int(BUILTIN["steps"]), guidance, guidance, None, True, seed, slices, context_latents)
+        request = Denoise(
+            "wan", "text", shape, int(BUILTIN["steps"]), guidance, guidance, seed, slices,
+            context_latents=context_latents, settings=self.settings,
+        )  # fmt: skip
         return denoise.load_latents(self.denoise.run(request, inputs, Progress()).artifact)
 
     @torch.no_grad()
@@ -88,7 +92,7 @@ class Model:
     @torch.no_grad()
     def latents(self, frames: Video) -> torch.Tensor:
         video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        return wan.encode_frames(self.vae, video)
+        return wan.encode_video(self.vae, video)
 
     def take(self, prompt: str, *, seed: int, chunks: int, kind: str) -> Video:
         """A long shot in `extend`, context `latents` or `frames`, as the farm plans it."""

@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2, text to video: what differs from other families.
+"""Wan 2.1 and 2.2 in all their modes: what differs from other families.
 
 Latents are (B, C, F, H, W), normalised. diffusers' own pipeline object, without the components that a stage does not
 need, supplies `encode_prompt`; models, schedulers and the autoencoder are diffusers' too.
@@ -6,80 +6,160 @@ need, supplies `encode_prompt`; models, schedulers and the autoencoder are diffu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
-from farm.task import Denoise
+from farm.task import Decode, Denoise, EmbedFrames, EncodeFrames, EncodeText
+
+from ..family import Family, Given, Pictures, Predict, StandIn, Tensors, as_video, guided_in_turn
 
 MAX_PAST = 64  # latent frames by which a stream is known again; more than any halo
-Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+GRAY = 128  # of frames that VACE shall make, as in diffusers' example of it
 
 
-def encode_prompt(components: dict[str, Any], prompt: str, *, max_tokens: int) -> torch.Tensor:
-    """Embeddings of one prompt: (1, max_tokens, dim), zero after its last token."""
-    from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+class Wan(Family):
+    streams = True
 
-    pipe = WanPipeline(components["tokenizer"], components["text_encoder"], vae=None, scheduler=None)
-    embeds, _ = pipe.encode_prompt(prompt, do_classifier_free_guidance=False, max_sequence_length=max_tokens)
-    return embeds  # type: ignore[no-any-return]  # diffusers is untyped
+    def encode_text(self, components: Mapping[str, Any], request: EncodeText, seen: Pictures) -> Tensors:
+        """Embeddings of one prompt: (1, max_tokens, dim), zero after its last token."""
+        from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+
+        pipe = WanPipeline(components["tokenizer"], components["text_encoder"], vae=None, scheduler=None)
+        embeds, _ = pipe.encode_prompt(
+            request.prompt, do_classifier_free_guidance=False, max_sequence_length=request.max_tokens
+        )
+        return {"embeds": embeds}
+
+    def encode_frames(self, vae: Any, request: EncodeFrames, pictures: Pictures) -> Tensors:
+        """`latents` of the first frames; or `condition` (1, channels, F, H, W) of a whole chunk."""
+        kind = dict(request.settings).get("condition")
+        if kind is None:
+            return {"latents": encode_video(vae, as_video(pictures.first))}
+        if kind == "vace":
+            return {"condition": vace_condition(vae, request, pictures)}
+        return {"condition": image_condition(vae, request, pictures)}
+
+    def embed_frames(self, components: Mapping[str, Any], request: EmbedFrames, pictures: Pictures) -> Tensors:
+        """`image_embeds` (pictures, tokens, dim) by CLIP of the first frame, and of the last where it is known."""
+        from diffusers.pipelines.wan.pipeline_wan_i2v import WanImageToVideoPipeline
+        from PIL import Image
+
+        shown = [pictures.first[0], *([pictures.last] if pictures.last is not None else [])]
+        images = [Image.fromarray(f) for f in shown]
+        pipe = WanImageToVideoPipeline(None, None, vae=None, scheduler=None, **components)
+        return {"image_embeds": pipe.encode_image(images[0] if len(images) == 1 else images)}
+
+    def make_predict(self, components: Mapping[str, Any], request: Denoise, given: Given) -> Predict:
+        """The conditional pass goes first and alone, as in the stock pipeline.
+
+        With context, the first K latent frames are replaced by it, at timestep 0 (as Wan2.2 TI2V-5B takes its first
+        frame); their part of the prediction means nothing.
+        """
+        settings = dict(request.settings)
+        high, low, boundary = components["transformer"], components.get("transformer_2"), settings.get("boundary_ratio")
+        boundary_t = None if boundary is None else boundary * components["scheduler"].config.num_train_timesteps
+        condition, images = given.condition.get("condition"), given.condition.get("image_embeds")
+        context, per_token = given.context, settings.get("expand_timesteps", False)
+
+        def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            is_high = boundary_t is None or bool(t >= boundary_t)
+            model: Any = high if is_high else low
+            known = context.shape[2] if context is not None else 0
+            hidden = torch.cat([context, latents[:, :, known:]], 2) if context is not None else latents
+            more: dict[str, Any] = {}
+            if condition is not None and "vace_layers" in model.config:
+                more["control_hidden_states"] = condition[:, :, : latents.shape[2]].to(model.dtype)
+                more["control_hidden_states_scale"] = torch.ones(
+                    len(model.config.vace_layers), device=latents.device, dtype=model.dtype
+                )
+            elif condition is not None:
+                hidden = torch.cat([latents, condition], dim=1)
+            if images is not None:
+                more["encoder_hidden_states_image"] = images.to(model.dtype)
+            if per_token:
+                _, _, frames, rows, columns = latents.shape
+                _, down, across = model.config.patch_size
+                tokens_a_frame = (rows // down) * (columns // across)
+                timestep = t.repeat(latents.shape[0], frames * tokens_a_frame)
+                timestep[:, : known * tokens_a_frame] = 0
+            else:
+                timestep = t.expand(latents.shape[0])
+
+            def call(text: Tensors) -> torch.Tensor:
+                out = model(
+                    hidden_states=hidden.to(model.dtype), timestep=timestep,
+                    encoder_hidden_states=text["embeds"].to(model.dtype), return_dict=False, **more,
+                )[0]  # fmt: skip
+                return out  # type: ignore[no-any-return]  # diffusers is untyped
+
+            return guided_in_turn(call, given, request.guidance if is_high else request.guidance_low)
+
+        return predict
+
+    def decode(self, vae: Any, request: Decode, latents: torch.Tensor) -> torch.Tensor:
+        return decode_latents(vae, latents)
+
+    def decoder(self, vae: Any) -> DecodeStream:
+        return DecodeStream(vae)
 
 
-def make_predict(
-    components: dict[str, Any],
-    request: Denoise,
-    embeds: torch.Tensor,
-    negative_embeds: torch.Tensor | None,
-    context: torch.Tensor | None = None,
-) -> Predict:
-    """The model's part of the loop: latents (B, C, F, H, W) and timestep to the guided prediction, same shape.
-
-    The conditional pass goes first and alone, as in the stock pipeline; a batch of two would change bits.
-
-    Args:
-        context: clean latents (B, C, K, H, W) that the first K latent frames are replaced by, at timestep 0 (as Wan2.2
-            TI2V-5B takes its first frame); their part of the prediction means nothing.
-    """
-    high: Any = components["transformer"]
-    low: Any = components.get("transformer_2")
-    boundary = None
-    if request.boundary_ratio is not None:
-        boundary = request.boundary_ratio * components["scheduler"].config.num_train_timesteps
-
-    def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        is_high = boundary is None or bool(t >= boundary)
-        model = high if is_high else low
-        guidance = request.guidance if is_high else request.guidance_low
-        known = context.shape[2] if context is not None else 0
-        hidden = (torch.cat([context, latents[:, :, known:]], 2) if context is not None else latents).to(model.dtype)
-        if request.per_token_timesteps:
-            _, _, frames, rows, columns = latents.shape
-            _, down, across = model.config.patch_size
-            tokens_a_frame = (rows // down) * (columns // across)
-            timestep = t.repeat(latents.shape[0], frames * tokens_a_frame)
-            timestep[:, : known * tokens_a_frame] = 0
-        else:
-            timestep = t.expand(latents.shape[0])
-
-        def call(text: torch.Tensor) -> torch.Tensor:
-            out = model(hidden_states=hidden, timestep=timestep, encoder_hidden_states=text, return_dict=False)[0]
-            return out  # type: ignore[no-any-return]  # diffusers is untyped
-
-        conditional = call(embeds.to(model.dtype))
-        if negative_embeds is None:
-            return conditional
-        unconditional = call(negative_embeds.to(model.dtype))
-        return unconditional + guidance * (conditional - unconditional)
-
-    return predict
+FAMILY = Wan()
 
 
-def encode_frames(vae: Any, frames: torch.Tensor) -> torch.Tensor:
+def encode_video(vae: Any, video: torch.Tensor) -> torch.Tensor:
     """Frames in [-1, 1], (1, 3, T, H, W), to normalised latents (1, C, F, H, W): the mode, as the stock pipelines."""
-    z = vae.encode(frames.to(vae.device, vae.dtype)).latent_dist.mode()
+    z = vae.encode(video.to(vae.device, vae.dtype)).latent_dist.mode()
     mean, inverse_std = _statistics(vae, z)
     return ((z - mean) * inverse_std).float()  # type: ignore[no-any-return]  # diffusers is untyped
+
+
+def image_condition(vae: Any, request: EncodeFrames, pictures: Pictures) -> torch.Tensor:
+    """Which frames are known (4 channels: each latent frame's frames) and the latents of the chunk with the rest gray.
+
+    As WanImageToVideoPipeline makes it of one frame, or of the first and the last; further frames at the start stand in
+    it in the same way.
+    """
+    known, total = len(pictures.first), request.num_frames
+    has_last = pictures.last is not None
+    first = as_video(pictures.first)
+    last = as_video([pictures.last]) if pictures.last is not None else first[:, :, :0]
+    gap = first.new_zeros(*first.shape[:2], total - known - has_last, *first.shape[3:])
+    latents = encode_video(vae, torch.cat([first, gap, last], dim=2))
+    factor = vae.config.scale_factor_temporal
+    mask = torch.ones(1, 1, total, *latents.shape[3:])
+    mask[:, :, known : total - has_last] = 0
+    mask = torch.cat([mask[:, :, :1].repeat_interleave(factor, dim=2), mask[:, :, 1:]], dim=2)
+    mask = mask.view(1, -1, factor, *latents.shape[3:]).transpose(1, 2)
+    return torch.cat([mask.to(latents), latents], dim=1)
+
+
+def vace_condition(vae: Any, request: EncodeFrames, pictures: Pictures) -> torch.Tensor:
+    """What WanVACEPipeline makes of a video in which frames are known, of its mask, and of reference pictures."""
+    from diffusers.pipelines.wan.pipeline_wan_vace import WanVACEPipeline
+    from PIL import Image
+
+    known = request.known
+    patch = dict(request.settings)["patch"]
+    transformer = StandIn({"patch_size": (1, patch, patch)})
+    pipe = WanVACEPipeline(None, None, vae=vae, scheduler=None, transformer=transformer)
+    size = (known.width_px, known.height_px)
+    video = mask = None
+    if pictures.first or pictures.last is not None:
+        unknown = np.full((known.height_px, known.width_px, 3), GRAY, np.uint8)
+        ends = [] if pictures.last is None else [pictures.last]
+        num_gap = request.num_frames - len(pictures.first) - len(ends)
+        frames = [*pictures.first, *[unknown] * num_gap, *ends]
+        video = [Image.fromarray(f) for f in frames]
+        mask = [Image.new("L", size, 255 if f is unknown else 0) for f in frames]
+    references = [Image.fromarray(r) for r in pictures.references] or None
+    made, masks, fitted = pipe.preprocess_conditions(
+        video, mask, references, 1, size[1], size[0], request.num_frames, torch.float32, vae.device
+    )
+    latents = pipe.prepare_video_latents(made, masks, fitted, None, vae.device)
+    return torch.cat([latents, pipe.prepare_masks(masks, fitted, None)], dim=1).float()
 
 
 class DecodeStream:

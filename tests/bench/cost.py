@@ -155,15 +155,16 @@ def calibrate(model: str, steps: int) -> dict[str, Any]:
     import torch
 
     from farm.task import Denoise
-    from pipelines.denoise import Stage, draw_noise
-    from pipelines.families import wan
+    from pipelines.denoise import Stage
+    from pipelines.family import Given, family_of
 
     torch.set_num_threads(1)
     stage = Stage(model)
     shape = (1, 16, 5, SIZE[1] // 8, SIZE[0] // 8)
-    embeds = torch.zeros(1, 512, 32)
-    predict = wan.make_predict(stage.components, Denoise(shape, 1, 5.0, 5.0, None, False, 0, ()), embeds, embeds)
-    noise = draw_noise(shape, seed=0, device="cpu")
+    text, family = {"embeds": torch.zeros(1, 512, 32)}, family_of("wan")
+    request = Denoise("wan", "text", shape, 1, 5.0, 5.0, 0, ())
+    predict = family.make_predict(stage.components, request, Given(text, text))
+    noise = family.draw(request, torch.Generator().manual_seed(0))
     with torch.no_grad():
         predict(noise, torch.tensor(500.0))
         started = time.monotonic()

@@ -60,7 +60,7 @@ def a_minute() -> torch.Tensor:
     frames = world.render(world.scene_of("a red ball rolls over grass at day"), num_frames=SECONDS * 8 + 13)
     vae = decode.Stage(str(BUILTIN_FOLDER)).vae
     video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-    return wan.encode_frames(vae, video)
+    return wan.encode_video(vae, video)
 
 
 def cut(plan: Any, latents: torch.Tensor) -> tuple[dict[str, bytes], torch.Tensor]:

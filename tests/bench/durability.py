@@ -1,4 +1,4 @@
-"""What checkpoints and the ledger cost: `make bench NAME=durability` (about 15 minutes).
+"""What checkpoints and the ledger cost: `make bench NAME=durability` (about 40 minutes).
 
 The same film, with and without, in alternating pairs, each side in a fresh process with one replica and one torch
 thread, counted after a warm-up in CPU seconds of all processes. *With* keeps a step checkpoint every second of

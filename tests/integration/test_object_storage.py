@@ -15,7 +15,7 @@ from farm.keys import make_task
 from farm.store import Store, artifact_path
 from farm.task import EncodeText
 
-TASK = make_task("encode", EncodeText("a ball", 8), extension="safetensors", label="a ball")
+TASK = make_task("encode", EncodeText("wan", "a ball", 8), extension="safetensors", label="a ball")
 BOARD = "steps: 2\nsize: 48x32\nshots: [{id: a, prompt: a red ball rolls, frames: 21}]\n"
 
 
@@ -63,7 +63,7 @@ def test_harm_on_the_way_costs_time_and_no_bytes(server: str, monkeypatch: pytes
     with harmful_proxy(server, harm) as url:
         store = store_at(url, "harm", monkeypatch)
         store.create()
-        tasks = [make_task("encode", EncodeText(f"harm {i}", 8), extension="safetensors") for i in range(6)]
+        tasks = [make_task("encode", EncodeText("wan", f"harm {i}", 8), extension="safetensors") for i in range(6)]
         for i, task in enumerate(tasks):
             assert not store.has(task)
             store.put(task, bytes([i]) * 5000)

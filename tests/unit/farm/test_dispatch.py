@@ -22,11 +22,13 @@ def make_film(name: str, lengths: list[int], *, shared_prompt: bool = False) -> 
     tasks: list[Task] = []
     ends = []
     for i, length in enumerate(lengths):
-        text = make_task("encode", EncodeText("same" if shared_prompt else f"{name} {i}", 8), extension="x", cost=1)
-        what = Denoise((1,), length, 1.0, 1.0, None, False, hash(name) % 1000 * 100 + i, ())
+        text = make_task(
+            "encode", EncodeText("wan", "same" if shared_prompt else f"{name} {i}", 8), extension="x", cost=1
+        )
+        what = Denoise("wan", "text", (1,), length, 1.0, 1.0, hash(name) % 1000 * 100 + i, ())
         latents = make_task("denoise", what, inputs=(text.key,), extension="x", cost=length, label=f"{name}{i}")
         frames = make_task(
-            "decode", Decode(((0, 1),), 0, True, 0, length), inputs=(latents.key,), extension="x", cost=1
+            "decode", Decode("wan", ((0, 1),), 0, True, 0, length), inputs=(latents.key,), extension="x", cost=1
         )
         tasks += [text, latents, frames]
         ends.append(frames.key)
@@ -102,9 +104,9 @@ def take_of(length: int) -> tuple[Dispatcher, list[Task]]:
     """One shot of several chunks: each decode task goes on where the one before ended."""
     tasks: list[Task] = []
     for k in range(length):
-        latents = make_task("denoise", Denoise((1,), k + 1, 1.0, 1.0, None, False, k, ()), extension="x", cost=1)
+        latents = make_task("denoise", Denoise("wan", "text", (1,), k + 1, 1.0, 1.0, k, ()), extension="x", cost=1)
         near = tasks[-1].key if tasks else ""
-        shown = Decode(((0, 1),), 0, True, 0, k + 1)
+        shown = Decode("wan", ((0, 1),), 0, True, 0, k + 1)
         tasks += [latents, make_task("decode", shown, inputs=(latents.key,), extension="x", cost=1, near=near)]
     dispatcher = Dispatcher()
     dispatcher.add_job("f", {t.key: t for t in tasks}, {t.key for t in tasks})

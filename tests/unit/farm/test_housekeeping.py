@@ -23,7 +23,7 @@ def text(prompt: str) -> Task:
     return make_task("encode", EncodeText(prompt, 8), extension="safetensors", label=prompt)
 
 
-FRAMES = make_task("decode", Decode(((0, 1),), 0, True, 0, 1), extension="mkv", label="one")
+FRAMES = make_task("decode", Decode("wan", ((0, 1),), 0, True, 0, 1), extension="mkv", label="one")
 
 
 @pytest.fixture

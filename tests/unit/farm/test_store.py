@@ -15,8 +15,8 @@ from farm.keys import make_task
 from farm.store import Store, artifact_path, sidecar_path
 from farm.task import Decode, EncodeText
 
-TASK = make_task("encode", EncodeText("a ball", 8), extension="safetensors", label="a ball")
-FRAMES = make_task("decode", Decode(((0, 3),), 0, True, 0, 9), extension="mkv", inputs=("0" * 64,))
+TASK = make_task("encode", EncodeText("wan", "a ball", 8), extension="safetensors", label="a ball")
+FRAMES = make_task("decode", Decode("wan", ((0, 3),), 0, True, 0, 9), extension="mkv", inputs=("0" * 64,))
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -13,6 +13,7 @@ from farm.errors import Halted
 from farm.task import Denoise, Slice
 from pipelines.checkpoint import StepState, pack, unpack
 from pipelines.denoise import Stage, denoise
+from pipelines.family import Given, Run, family_of
 from pipelines.stage import Progress
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers with numpy 2
@@ -89,9 +90,17 @@ def test_what_cannot_be_kept_is_not_lost_in_silence() -> None:
         pack(StepState(1, torch.zeros(1)), scheduler)
 
 
+def loop(latents: torch.Tensor, predict: Any, progress: Progress) -> torch.Tensor:
+    scheduler = make("unipc, flow")
+    scheduler.set_timesteps(STEPS)
+    request = Denoise("wan", "text", tuple(latents.shape), STEPS, 1.0, 1.0, 0, ())
+    run = Run(request, scheduler, torch.Generator(), Given({}, None))
+    return denoise(latents, family=family_of("wan"), run=run, predict=predict, progress=progress)
+
+
 def test_a_halted_loop_keeps_its_state_first_and_another_one_goes_on() -> None:
     noise = torch.randn(1, 4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    expected = denoise(noise, steps=STEPS, scheduler=make("unipc, flow"), predict=predict, progress=Progress())
+    expected = loop(noise, predict, Progress())
     kept: list[tuple[int, bytes, bool]] = []
     progress = Progress(keep=lambda *told: kept.append(told), keep_every_steps=3)
 
@@ -100,10 +109,10 @@ def test_a_halted_loop_keeps_its_state_first_and_another_one_goes_on() -> None:
         return predict(latents, t)
 
     with pytest.raises(Halted, match="after step 4 of 8"):
-        denoise(noise, steps=STEPS, scheduler=make("unipc, flow"), predict=halting, progress=progress)
+        loop(noise, halting, progress)
     assert [(step, is_last) for step, _, is_last in kept] == [(3, False), (4, True)]
     after = Progress(saved=kept[-1][1])
-    made = denoise(torch.zeros_like(noise), steps=STEPS, scheduler=make("unipc, flow"), predict=predict, progress=after)
+    made = loop(torch.zeros_like(noise), predict, after)
     assert after.resumed_at == 4
     assert torch.equal(made, expected)
 
@@ -111,7 +120,7 @@ def test_a_halted_loop_keeps_its_state_first_and_another_one_goes_on() -> None:
 def test_a_blended_take_goes_on_from_a_step(tiny_wan: Path) -> None:
     """A shifted grid depends on the number of the step, and the loop on nothing else that was not kept."""
     slices = (Slice(0, 3, 0, None), Slice(2, 3, 0, None), Slice(4, 3, 0, None))
-    request = Denoise((1, 16, 7, 4, 4), 6, 1.0, 1.0, None, False, 3, slices, noise="free", shift=True)
+    request = Denoise("wan", "text", (1, 16, 7, 4, 4), 6, 1.0, 1.0, 3, slices, noise="free", shift=True)
     from safetensors.torch import load, save
 
     text = save({"embeds": torch.randn(1, 512, 32, generator=torch.Generator().manual_seed(0))})

@@ -29,7 +29,7 @@ from farm.plan import Plan, make_plan
 from farm.pools import default_pools, numerics
 from farm.resolve import resolve
 from farm.storyboard import parse_storyboard
-from farm.task import Decode, Denoise, EncodeFrames, EncodeText, MixFrames, Slice
+from farm.task import Decode, Denoise, EncodeFrames, EncodeText, Known, MixFrames, Slice
 from pipelines import continuity, decode, denoise
 from pipelines.families import wan
 from pipelines.frames import read_lossless
@@ -88,7 +88,7 @@ def test_pieces_of_a_stream_are_the_whole_decode_bit_for_bit(able: Checkpoint) -
     def piece(stage: decode.Stage, first: int, end: int, halo: int) -> np.ndarray:
         begins = max(0, first - halo)
         num_frames = rule.num_frames(end) - rule.num_frames(first)
-        request = Decode(((begins, end - begins),), first - begins, begins == 0, 0, num_frames)
+        request = Decode("wan", ((begins, end - begins),), first - begins, begins == 0, 0, num_frames)
         return np.stack(list(read_lossless(stage.run(request, [artifact], Progress()).artifact)))
 
     cuts = [(0, 17), (17, 45), (45, 48)]
@@ -103,8 +103,8 @@ def test_pieces_of_a_stream_are_the_whole_decode_bit_for_bit(able: Checkpoint) -
 def test_a_stream_is_known_by_its_latents_not_by_its_length(able: Checkpoint) -> None:
     stage = decode.Stage(able.folder)
     one, other = (torch.randn(1, 16, 4, 6, 8, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
-    start = Decode(((0, 2),), 0, True, 0, 5)
-    on = Decode(((0, 4),), 2, True, 0, 8)
+    start = Decode("wan", ((0, 2),), 0, True, 0, 5)
+    on = Decode("wan", ((0, 4),), 2, True, 0, 8)
     stage.run(start, [save({"latents": one})], Progress())
     mixed = stage.run(on, [save({"latents": other})], Progress()).artifact
     fresh = decode.Stage(able.folder).run(on, [save({"latents": other})], Progress()).artifact
@@ -150,7 +150,7 @@ def test_frames_as_context_are_the_frames_that_were_delivered(able: Checkpoint, 
     vae = load_component(able.folder, "vae", dtype="float32", device="cpu")
     with torch.no_grad():
         video = torch.from_numpy(first[-5:]).permute(3, 0, 1, 2)[None] / 255.0 * 2 - 1
-        expected = wan.encode_frames(vae, video)
+        expected = wan.encode_video(vae, video)
     (task,) = (t for t in plan.tasks.values() if isinstance(t.request, EncodeFrames))
     assert torch.allclose(load(made[task.key])["latents"], expected, atol=1e-5)
 
@@ -207,7 +207,7 @@ def test_shifted_grids_cover_every_frame(num_frames: int, longest: int, overlap:
     )  # fmt: skip
     slices = tuple(Slice(c.first_latent, c.num_latents, 2 * i, 2 * i + 1) for i, c in enumerate(chunks))
     total = slices[-1].first_latent + slices[-1].num_latents
-    request = Denoise((1, 16, total, 2, 2), 9, 1.0, 1.0, None, True, 0, slices, shift=True)
+    request = Denoise("wan", "text", (1, 16, total, 2, 2), 9, 1.0, 1.0, 0, slices, shift=True)
     grids = continuity.grids_of(request)
     assert list(grids[0].values()) == list(slices)
     assert sorted(i for grid in grids for i in grid) == list(range(sum(map(len, grids))))
@@ -418,12 +418,11 @@ def test_the_job_and_the_keys_know_a_picture_by_its_bytes(able: Checkpoint, tmp_
 
 @pytest.mark.parametrize(("fit", "corner"), [("cover", 255), ("contain", 0), ("stretch", 255)])
 def test_pictures_of_other_shapes_are_fitted(fit: str, corner: int) -> None:
-    from farm.task import EncodeImage
     from pipelines.encode import fit_picture
 
     buffer = io.BytesIO()
     Image.new("RGB", (40, 40), "white").save(buffer, "PNG")
-    frame = fit_picture(buffer.getvalue(), EncodeImage(64, 48, fit))
+    frame = fit_picture(buffer.getvalue(), Known(64, 48), fit)
     assert frame.shape == (48, 64, 3)
     assert frame[0, 0].tolist() == [corner] * 3
 

@@ -26,7 +26,7 @@ from pipelines.frames import read_lossless, write_lossless
 from pipelines.stage import Progress
 
 SHAPE = (1, 16, 3, 6, 8)
-REQUEST = Denoise(SHAPE, 4, 1.0, 1.0, None, False, 0, (Slice(0, SHAPE[2], 0, None),))
+REQUEST = Denoise("wan", "text", SHAPE, 4, 1.0, 1.0, 0, (Slice(0, SHAPE[2], 0, None),))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_stage_gives_the_same_bits_after_other_work(tiny_wan: Path) -> None:
 
 
 def test_embeddings_are_zero_after_the_last_token(tiny_wan: Path) -> None:
-    made = encode.Stage(str(tiny_wan)).run(EncodeText("a red ball", 12), [], Progress()).artifact
+    made = encode.Stage(str(tiny_wan)).run(EncodeText("wan", "a red ball", 12), [], Progress()).artifact
     embeds = load(made)["embeds"]
     assert embeds.shape == (1, 12, 32)
     assert embeds[0, :4].abs().sum() > 0  # three words and the end mark
@@ -83,7 +83,7 @@ def test_embeddings_are_zero_after_the_last_token(tiny_wan: Path) -> None:
 
 def test_decode_keeps_as_many_frames_as_asked(tiny_wan: Path) -> None:
     latents = [save({"latents": torch.zeros(SHAPE)})]
-    made = decode.Stage(str(tiny_wan)).run(Decode(((0, 3),), 0, True, 0, 7), latents, Progress()).artifact
+    made = decode.Stage(str(tiny_wan)).run(Decode("wan", ((0, 3),), 0, True, 0, 7), latents, Progress()).artifact
     frames = list(read_lossless(made))
     assert len(frames) == 7
     assert frames[0].shape == (48, 64, 3)
