@@ -62,6 +62,7 @@ class ModelCard:
     is_guided: bool = True  # by a negative prompt; else guidance is a number that the model is told
     draws_condition: bool = False  # known frames are encoded to a sample, not to the mode
     fps_conditioned: bool = False  # whether the model is told the frame rate
+    min_steps: int = 1
     guidance_low: float | None = None  # of the low-noise expert; None where there is one transformer
     text_sees_image: bool = False  # the text encoder looks at the first frame
     lead_latents: int = 0  # latent frames that the model generates before the first, and that are cut off
@@ -164,7 +165,7 @@ def wan_halo_latents(vae: Mapping[str, Any]) -> int:
 
 
 LTX = ModelCard(
-    name="ltx", family="ltx", modes=("text", "image", "first_last", "frames"), contexts=("frames", "last_frame"),
+    name="ltx", family="ltx", modes=("text", "image", "frames"), contexts=("frames", "last_frame"),
     rule=FrameRule(8, 1), size=(704, 512), fps=25.0, fps_conditioned=True, multiple_px=32, spatial_factor=32,
     latent_channels=128, steps=50, guidance=3.0, chunk_frames=161, overlap_frames=17, max_tokens=128,
     conditioning="context", draws_condition=True,
@@ -179,8 +180,9 @@ def ltx_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
     temporal = vae.get("temporal_compression_ratio") or vae.get("patch_size_t", 1) * 2**num_halvings
     told: Settings = (("pipeline", "condition" if is_condition else "plain"),)
     return replace(
-        LTX, rule=FrameRule(temporal, 1), multiple_px=spatial, spatial_factor=spatial,
-        latent_channels=vae.get("latent_channels", 128), max_tokens=256 if is_condition else 128,
+        LTX, modes=(*LTX.modes, "first_last") if is_condition else LTX.modes, rule=FrameRule(temporal, 1),
+        multiple_px=spatial, spatial_factor=spatial, latent_channels=vae.get("latent_channels", 128),
+        max_tokens=256 if is_condition else 128,
         settings={"text": told, "vae": told, "denoise": (*told, ("spatial", spatial), ("temporal", temporal))},
     )  # fmt: skip
 
@@ -300,7 +302,7 @@ def svd_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
 MOCHI = ModelCard(
     name="mochi", family="mochi", modes=("text",), contexts=(), rule=FrameRule(6, 1), size=(848, 480), fps=30.0,
     multiple_px=16, spatial_factor=8, latent_channels=12, steps=64, guidance=4.5, chunk_frames=85, overlap_frames=19,
-    max_tokens=256,
+    max_tokens=256, min_steps=2,
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ BUILTIN_FOLDER = Path(__file__).parent.parent / "pipelines" / "builtin" / "weigh
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 KNOWN_LIBRARIES = {"diffusers", "transformers"}
 CONFIG_FILES = {  # of components without weights, by how their folders' names begin
-    "tokenizer": ("tokenizer.json", "spiece.model", "vocab.json", "tokenizer_config.json"),
+    "tokenizer": ("tokenizer.json", "spiece.model", "vocab.json"),
     "scheduler": ("scheduler_config.json",),
     "image_processor": ("preprocessor_config.json",), "feature_extractor": ("preprocessor_config.json",),
     "guider": ("guider_config.json",),
@@ -127,7 +127,7 @@ def _examine(folder: Path, *, name: str) -> Checkpoint:
                 f"model {name!r}: component {component} must be a class of diffusers or transformers, got "
                 f"{library}.{cls}; checkpoints with code of their own are not loaded"
             )
-        _check_component(folder / component, name=name)
+        _check_component(folder / component, cls, name=name)
     configs = {c: _read_config(folder / c) for c in listed}
     core = {"vae", "scheduler", "unet" if kind in cards.WITH_UNET else "transformer"}
     if missing := sorted(core - listed.keys()):
@@ -161,7 +161,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _check_component(folder: Path, *, name: str) -> None:
+def _check_component(folder: Path, cls: str, *, name: str) -> None:
     if not folder.is_dir():
         raise InputError(f"model {name!r}: folder {folder.name}/ is missing")
     files = [f for f in folder.iterdir() if f.is_file()]
@@ -174,6 +174,8 @@ def _check_component(folder: Path, *, name: str) -> None:
         )
     config = folder / "config.json"
     one_of = next((files for start, files in CONFIG_FILES.items() if folder.name.startswith(start)), ("config.json",))
+    if cls == "ByT5Tokenizer":  # which knows bytes and needs no vocabulary
+        one_of = ("tokenizer_config.json",)
     if not any((folder / file).is_file() for file in one_of):
         raise InputError(f"model {name!r}: {folder.name}/ must have {' or '.join(one_of)}")
     if config.is_file():

@@ -94,7 +94,8 @@ def as_draft(film: Film, models: Sequence[Checkpoint]) -> Film:
     multiple = math.lcm(*(m.card.multiple_px for m in models))
     sides = [_half(side, multiple, Fraction(str(film.scale))) for side in (film.width_px, film.height_px)]
     shots, unseen = (
-        tuple(replace(shot, steps=max(1, shot.steps // 4)) for shot in some) for some in (film.shots, film.unseen)
+        tuple(replace(s, steps=max(models[s.model].card.min_steps, s.steps // 4)) for s in some)
+        for some in (film.shots, film.unseen)
     )
     return replace(film, width_px=sides[0], height_px=sides[1], shots=shots, unseen=unseen)
 

@@ -124,7 +124,7 @@ class ShotResolver:
             continue_from=shot.continue_from,
             transition=self._transition(place, shot),
             seed=first_of(shot.seed, top.seed, 0),
-            steps=first_of(shot.steps, top.steps, card.steps),
+            steps=self._steps(place, shot),
             guidance=high,
             guidance_low=low,
             num_delivered=num_delivered(frames, fps=fps, output_fps=top.output.fps or fps),
@@ -243,6 +243,14 @@ class ShotResolver:
         if num == 0 and asked.seconds:
             self.warnings.append(f"{dotted((*place, 'transition'))}: {asked.seconds:g} s are less than a frame: a cut")
         return FilmTransition(asked.kind, num) if num else None
+
+    def _steps(self, place: Place, shot: Shot) -> int:
+        where = (*place, "steps") if shot.steps is not None else ("steps",)
+        asked = first_of(shot.steps, self.top.steps, self.card.steps)
+        if asked < self.card.min_steps:
+            least = self.card.min_steps
+            self.fault(where, f"{dotted(where)} must be at least {least} for {self.card.name}, got {asked}")
+        return asked
 
     def _guidance(self, place: Place, shot: Shot) -> tuple[float, float]:
         top, card = self.top, self.card

@@ -1,9 +1,9 @@
 """LTX-Video: text, first image, and known frames at the start or the end. What differs from other families.
 
 The farm's latents are (B, C, F, H, W), normalised; the model's are packed: (B, tokens, C). Three stock pipelines are
-equalled: LTXPipeline, LTXImageToVideoPipeline for one first frame, and LTXConditionPipeline for several or for a last
-one; a checkpoint of LTXConditionPipeline uses that one throughout. The latter has other timesteps, a step of its own,
-and noise on known frames at every step.
+equalled. Checkpoints of LTXConditionPipeline take every mode as that one does, with timesteps and a step of its own,
+and noise on known frames at every step. Others are LTXPipeline and, with a first frame, LTXImageToVideoPipeline, in
+which several first frames stand as one does.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ class LTX(Family):
         """`latents` of the first frames, and `last` of the picture that the chunk ends on: samples, normalised."""
         generator = torch.Generator("cpu").manual_seed(request.seed or 0)
         video = as_video(pictures.first) if pictures.first else None
-        is_condition = has_conditions(dict(request.settings), len(pictures.first), pictures.last is not None)
-        if is_condition:  # there the noise comes first
+        if dict(request.settings)["pipeline"] == "condition":  # there the noise comes first
             torch.randn(_shape_of(vae, request), generator=generator)
         made = {}
         if video is not None:
@@ -208,11 +207,6 @@ def unpack(tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return tokens.transpose(1, 2).reshape(like.shape)
 
 
-def has_conditions(settings: Mapping[str, Any], num_first: int, has_last: bool) -> bool:
-    """Whether LTXConditionPipeline is to be equalled."""
-    return settings["pipeline"] == "condition" or num_first > 1 or has_last
-
-
 def noised(latents: torch.Tensor, context: torch.Tensor | None, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """The latents with known frames in their place, noised as LTXConditionPipeline does: more the noisier the rest."""
     if context is None:
@@ -222,8 +216,7 @@ def noised(latents: torch.Tensor, context: torch.Tensor | None, noise: torch.Ten
 
 
 def _is_condition(request: Denoise) -> bool:
-    is_several = request.mode in ("frames", "first_last")
-    return has_conditions(dict(request.settings), 2 if is_several else 1, False)
+    return bool(dict(request.settings)["pipeline"] == "condition")
 
 
 def _step_noise(request: Denoise, has_last: bool) -> Draws:

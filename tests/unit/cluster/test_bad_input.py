@@ -134,10 +134,10 @@ STORYBOARDS: dict[str, tuple[bytes, int | None, str, tuple[str, ...]]] = {
     "a forced number": (plus("seed: !!int abc"), 1, "seed", ("cannot be read",)),
     "a number of 5000 digits": (plus("seed: " + "9" * 5000), 1, "seed", ("cannot be read",)),
     "an image for a model of text": (
-        GOOD.encode() + b"    image: hill.png\n", 9, "shots[0].image", ("makes video from text only",),
+        GOOD.encode() + b"    image: hill.png\n", 9, "shots[0].image", ("takes text", "WanImageToVideoPipeline"),
     ),
     "a last image": (
-        GOOD.encode() + b"    last_image: hill.png\n", 9, "shots[0].last_image", ("cannot end on a picture",),
+        GOOD.encode() + b"    last_image: hill.png\n", 9, "shots[0].last_image", ("takes text", "WanVACEPipeline"),
     ),
     "a gate for blend": (
         GOOD.encode() + b"    continuity: {mode: blend, max_seam: 1.5}\n", 9, "shots[0].continuity.max_seam",

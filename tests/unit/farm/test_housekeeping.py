@@ -20,7 +20,7 @@ DAY_S = 86_400.0
 
 
 def text(prompt: str) -> Task:
-    return make_task("encode", EncodeText(prompt, 8), extension="safetensors", label=prompt)
+    return make_task("encode", EncodeText("wan", prompt, 8), extension="safetensors", label=prompt)
 
 
 FRAMES = make_task("decode", Decode("wan", ((0, 1),), 0, True, 0, 1), extension="mkv", label="one")

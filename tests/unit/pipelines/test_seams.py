@@ -65,7 +65,8 @@ def test_latent_frames_begin_where_the_decoder_begins_them(context: str, overlap
     rule = FrameRule(4, 1)
     chunks = cut_into_chunks(num_frames=45, chunk_frames=17, overlap_frames=overlap, rule=rule, context=context)
     shot = FilmShot(
-        "a", 0, ((0, "x"),), "", 45, 0, tuple(chunks), None, None, None, 0, 1, 1.0, 1.0, 45, "extend", 17, overlap,
+        "a", 0, 0, ((0, "x"),), "", 45, 0, tuple(chunks), None, None, (), None, None, 0, 1, 1.0, 1.0, 45, "extend", 17,
+        overlap,
         context, True, 0.0, 0, "independent", False, False,
     )  # fmt: skip
     joins, inner = latent_starts(shot, rule)
