@@ -196,7 +196,7 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
 
 def keep_job(order: Order) -> None:
     """Put into the store what rendering needs, and what the next plan compares itself with."""
-    write_job(order.store, order.job, order.images)
+    write_job(order.store, order.job, order.files)
     stills = ".stills" if order.plan.stills else ""
     write_plan(order.store, order.job, order.plan, variant=f"{order.container}{stills}")
 

@@ -41,7 +41,7 @@ class Order:
     container: str
     missing: set[str]
     warnings: tuple[str, ...]
-    images: dict[str, Path]
+    files: dict[str, Path]
 
 
 def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_cluster: bool = False) -> Order:
@@ -78,7 +78,7 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
     missing = tasks_to_run(plan.tasks, plan.targets, store.has)
     answer.tell_film(film, job.id)
     answer.data["tasks"] |= {"total": len(plan.tasks), "reused": len(plan.tasks) - len(missing)}
-    return Order(job, plan, pools, args.pools, store, container, missing, resolved.warnings, resolved.images)
+    return Order(job, plan, pools, args.pools, store, container, missing, resolved.warnings, resolved.files)
 
 
 def look_again(order: Order, answer: Answer) -> Order:

@@ -64,6 +64,7 @@ class ModelCard:
     fps_conditioned: bool = False  # whether the model is told the frame rate
     min_steps: int = 1
     guidance_low: float | None = None  # of the low-noise expert; None where there is one transformer
+    takes_loras: bool = True
     text_sees_image: bool = False  # the text encoder looks at the first frame
     lead_latents: int = 0  # latent frames that the model generates before the first, and that are cut off
     is_lead_decoded: bool = False  # they are cut off as frames
@@ -216,7 +217,7 @@ def hunyuan_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
 
 HUNYUAN15 = replace(
     HUNYUAN, name="hunyuan15", family="hunyuan15", size=(848, 480), chunk_frames=121, spatial_factor=16,
-    latent_channels=32, max_tokens=1000, is_guided=True,
+    latent_channels=32, max_tokens=1000, is_guided=True, takes_loras=False,
     components={**HUNYUAN.components, "denoise": ("transformer", "scheduler", "guider")},
 )  # fmt: skip
 
@@ -278,6 +279,7 @@ SVD = ModelCard(
     name="svd", family="svd", modes=("image",), contexts=("last_frame",), rule=FrameRule(1, 0), size=(1024, 576),
     fps=7.0, fps_conditioned=True, multiple_px=64, spatial_factor=8, latent_channels=4, steps=25, guidance=3.0,
     chunk_frames=25, overlap_frames=1, max_tokens=0, conditioning="first", blends=False, draws_condition=True,
+    takes_loras=False,
     components={
         "embed": ("image_encoder", "feature_extractor"), "denoise": ("unet", "scheduler"), "vae": ("vae",)
     },

@@ -191,13 +191,16 @@ def _check_component(folder: Path, cls: str, *, name: str) -> None:
         if lacking:
             raise InputError(f"model {name!r}: {folder.name}/{lacking[0]} is missing")
     for file in weights:
-        _check_safetensors(file, name=name)
+        check_safetensors(file, place=f"model {name!r}: {folder.name}/{file.name}")
 
 
-def _check_safetensors(path: Path, *, name: str) -> None:
-    """Compare the length that the header promises with the file's: catches truncated and foreign files."""
+def check_safetensors(path: Path, *, place: str) -> None:
+    """Compare the length that the header promises with the file's: catches truncated and foreign files.
+
+    Args:
+        place: where it lies, for people.
+    """
     size = path.stat().st_size
-    place = f"model {name!r}: {path.parent.name}/{path.name}"
     with path.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
         if size < 8 or length > min(size - 8, 100_000_000):
@@ -250,6 +253,13 @@ class _Remembered:
 
 
 _remembered = _Remembered()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, remembered."""
+    digest = _remembered.hash_of(path)
+    _remembered.save()
+    return digest
 
 
 def fingerprint_folder(folder: Path) -> str:

@@ -30,6 +30,16 @@ class FilmImage:
 
 
 @dataclass(frozen=True)
+class FilmLora:
+    """A LoRA by its bytes."""
+
+    sha256: str
+    weight: float
+    targets: tuple[str, ...]
+    extension: str = "safetensors"
+
+
+@dataclass(frozen=True)
 class FilmTransition:
     """How a shot begins; `num_delivered` frames that it shares with the end of the shot before."""
 
@@ -52,6 +62,7 @@ class FilmShot:
     image: FilmImage | None
     last_image: FilmImage | None
     references: tuple[FilmImage, ...]
+    loras: tuple[FilmLora, ...]
     continue_from: str | None
     transition: FilmTransition | None
     seed: int
@@ -75,9 +86,10 @@ class FilmShot:
         return [prompt for first, prompt in self.prompts if first <= frame][-1]
 
     @property
-    def images(self) -> tuple[FilmImage, ...]:
-        """All pictures of the author's."""
-        return tuple(i for i in (self.image, self.last_image, *self.references) if i is not None)
+    def files(self) -> tuple[FilmImage | FilmLora, ...]:
+        """All files of the author's that it is made from."""
+        images = [i for i in (self.image, self.last_image, *self.references) if i is not None]
+        return (*images, *self.loras)
 
     @property
     def is_one_stream(self) -> bool:
@@ -166,6 +178,7 @@ def _shot_from_json(data: Mapping[str, Any]) -> FilmShot:
             "chunks": tuple(Chunk(**c) for c in data["chunks"]),
             **images,
             "references": tuple(FilmImage(**r) for r in data["references"]),
+            "loras": tuple(FilmLora(**{**one, "targets": tuple(one["targets"])}) for one in data["loras"]),
             "transition": FilmTransition(**transition) if transition else None,
         }
     )

@@ -15,7 +15,7 @@ from .chunks import FrameRule
 from .errors import InputError
 from .film import Film
 from .plan import Plan
-from .plan_shots import image_task
+from .plan_shots import source_task
 from .store import Store
 
 
@@ -33,17 +33,17 @@ class Job:
         return {**data, "storyboard": self.storyboard}
 
 
-def write_job(store: Store, job: Job, images: Mapping[str, Path] | None = None) -> None:
-    """Keep a job and its author's pictures (by SHA-256).
+def write_job(store: Store, job: Job, files: Mapping[str, Path] | None = None) -> None:
+    """Keep a job and its author's files (by SHA-256).
 
     The same job may come again with its model in another folder, or its storyboard in other words.
     """
     for shot in (*job.film.shots, *job.film.unseen):
-        for image in shot.images:
-            data = (images or {})[image.sha256].read_bytes()  # a copy: the author's file may change
-            if hashlib.sha256(data).hexdigest() != image.sha256:
-                raise InputError(f"shot {shot.id}: an image changed while the storyboard was read; try again")
-            store.put(image_task(image), data)
+        for file in shot.files:
+            data = (files or {})[file.sha256].read_bytes()  # a copy: the author's file may change
+            if hashlib.sha256(data).hexdigest() != file.sha256:
+                raise InputError(f"shot {shot.id}: a file of it changed while the storyboard was read; try again")
+            store.put(source_task(file), data)
     store.publish(f"jobs/{job.id}/job.json", json.dumps(job.as_json(), indent=1).encode())
     store.publish(f"jobs/{job.id}/storyboard.yaml", job.storyboard.encode())
 

@@ -10,7 +10,7 @@ from typing import Any
 from .task import Request, Roll, Stage, Task
 
 STAGE_VERSIONS: dict[str, int] = {  # raise one when its code changes what it puts out
-    "EncodeText": 2, "SourceImage": 1, "EncodeFrames": 2, "EmbedFrames": 1, "Denoise": 3, "Decode": 3,
+    "EncodeText": 2, "SourceFile": 1, "EncodeFrames": 2, "EmbedFrames": 1, "Denoise": 3, "Decode": 3,
     "Interpolate": 1, "WriteClip": 2, "WriteStills": 2, "MixFrames": 2, "MeasureColour": 1, "SolveColour": 1,
     "MeasureSeams": 2, "JoinClips": 1, "Roll": 1, "ChooseRoll": 1, "TakeRoll": 1,
 }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 from .cards import ModelCard
 from .checkpoint import Checkpoint
 from .chunks import Chunk
-from .film import Film, FilmImage, FilmShot, latent_starts
+from .film import Film, FilmImage, FilmLora, FilmShot, latent_starts
 from .keys import make_task
 from .task import (
     ChooseRoll,
@@ -21,10 +21,11 @@ from .task import (
     EncodeFrames,
     EncodeText,
     Known,
+    Lora,
     MeasureSeams,
     Roll,
     Slice,
-    SourceImage,
+    SourceFile,
     Strip,
     TakeRoll,
     Task,
@@ -335,11 +336,14 @@ class ShotPlanner:
             shot.guidance_low, shot.seed + k + ROLL_SEED * attempt.roll, tuple(slices),
             fps=film.fps if card.fps_conditioned else 0.0, context_latents=given.context_latents,
             noise=shot.noise if together else "independent",
-            anchor=shot.anchor and together, shift=shot.shift and together, settings=card.settings_of("denoise"),
+            anchor=shot.anchor and together, shift=shot.shift and together,
+            loras=tuple(Lora(one.sha256, one.weight, one.targets) for one in shot.loras),
+            settings=card.settings_of("denoise"),
         )  # fmt: skip
         volume = sum(s.num_latents for s in slices) * rows * columns
+        inputs = (*texts, *given.inputs, *map(self._source, shot.loras))
         return self._model_task(
-            request, "denoise", "denoise", inputs=(*texts, *given.inputs), shot=shot, model=model,
+            request, "denoise", "denoise", inputs=inputs, shot=shot, model=model,
             label=_label_of(shot, k) if len(chunks) == 1 else shot.id, cost=volume * shot.steps * (1 + guided),
             near=self._holder(given.inputs), attempt=attempt,
         )  # fmt: skip
@@ -369,9 +373,9 @@ class ShotPlanner:
             request, "encode", work, inputs=inputs, label=shot.id, shot=shot, model=model, cost=2000
         )
 
-    def _source(self, image: FilmImage) -> str:
-        """The author's picture in the graph."""
-        task = image_task(image)
+    def _source(self, file: FilmImage | FilmLora) -> str:
+        """The author's file in the graph."""
+        task = source_task(file)
         self.sources[task.key] = task
         return task.key
 
@@ -392,9 +396,9 @@ class ShotPlanner:
         return self.add(task)
 
 
-def image_task(image: FilmImage) -> Task:
-    """The place of an author's picture in the graph and in the store."""
-    return make_task("encode", SourceImage(image.sha256), extension=image.extension)
+def source_task(file: FilmImage | FilmLora) -> Task:
+    """The place of an author's file in the graph and in the store."""
+    return make_task("encode", SourceFile(file.sha256), extension=file.extension)
 
 
 def _label_of(shot: FilmShot, k: int) -> str:

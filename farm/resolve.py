@@ -28,7 +28,7 @@ MAX_DELIVERED_PX = 16384
 class Resolved:
     film: Film
     warnings: tuple[str, ...]
-    images: dict[str, Path]  # by their SHA-256
+    files: dict[str, Path]  # the author's, by their SHA-256
     models: tuple[Checkpoint, ...]  # the film's, then those of single shots
 
 
@@ -45,7 +45,7 @@ def resolve(
     Raises:
         InputError: with every fault of the storyboard, those found by the schema included.
     """
-    problems, film, warnings, images = [*draft.problems, *model_problems], None, [], {}
+    problems, film, warnings, files = [*draft.problems, *model_problems], None, [], {}
     models = [checkpoint] if checkpoint else []
     if draft.top is not None and checkpoint is not None:
         named = dict(others or {})
@@ -55,10 +55,10 @@ def resolve(
         alike = [_same_as(m) for m in models]
         work = _Resolver(draft, draft.top, models, {name: alike.index(_same_as(c)) for name, c in named.items()})
         film, ground = work.film(), work.ground
-        problems, warnings, images = [*problems, *ground.problems], ground.warnings, ground.images
+        problems, warnings, files = [*problems, *ground.problems], ground.warnings, ground.files
     if problems or film is None:
         raise InputError(*sorted(set(problems), key=lambda p: (p.line or 0, p.key)))
-    return Resolved(film, tuple(warnings), images, tuple(models))
+    return Resolved(film, tuple(warnings), files, tuple(models))
 
 
 def only_shots(film: Film, ids: tuple[str, ...]) -> Film:

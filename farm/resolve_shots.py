@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .cards import ModelCard, stock_cards
+from .checkpoint import check_safetensors, hash_file
 from .chunks import cut_into_chunks, num_delivered, num_frames_of, round_half_up
 from .document import Place, dotted
-from .errors import Problem
-from .film import FilmImage, FilmShot, FilmTransition, binding_of
+from .errors import InputError, Problem
+from .film import FilmImage, FilmLora, FilmShot, FilmTransition, binding_of
 from .storyboard import Continuity, Draft, GuidancePair, Shot, TopLevel
 
 MAX_SHAPE_ERROR = 0.01  # of an image's proportions, before it counts as of another shape
@@ -33,7 +34,7 @@ class Ground:
     fps: float
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    images: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)  # the author's, by their SHA-256
     done: dict[str, FilmShot | None] = field(default_factory=dict)
 
     def fault(self, place: Place, message: str) -> None:
@@ -64,7 +65,7 @@ class ShotResolver:
         self.ground, self.card, self.model = ground, cards[model], model
         self.cards, self.index_of = cards, index_of
         self.draft, self.top, self.size, self.fps = ground.draft, ground.top, ground.size, ground.fps
-        self.fault, self.warnings, self.images, self.done = ground.fault, ground.warnings, ground.images, ground.done
+        self.fault, self.warnings, self.files, self.done = ground.fault, ground.warnings, ground.files, ground.done
 
     def shot(self, i: int, shot: Shot) -> FilmShot | None:
         top, card, fps = self.top, self.card, self.fps
@@ -121,6 +122,7 @@ class ShotResolver:
             image=self._image((*place, "image"), shot.image, shot.image_fit),
             last_image=self._image((*place, "last_image"), shot.last_image, shot.image_fit),
             references=self._references(place, shot),
+            loras=self._loras(place, shot),
             continue_from=shot.continue_from,
             transition=self._transition(place, shot),
             seed=first_of(shot.seed, top.seed, 0),
@@ -208,6 +210,32 @@ class ShotResolver:
         made = [self._image((*where, k), name, fit) for k, name in enumerate(shot.references or ())]
         return tuple(image for image in made if image)
 
+    def _loras(self, place: Place, shot: Shot) -> tuple[FilmLora, ...]:
+        where: Place = (*place, "loras") if shot.loras is not None else ("loras",)
+        experts = [c for c in self.card.components["denoise"] if c.startswith("transformer")]
+        made = []
+        for k, asked in enumerate(first_of(shot.loras, self.top.loras, [])):
+            name, path = dotted((*where, k)), Path(self.draft.document.file).parent / asked.path
+            targets, fault = tuple(asked.targets or experts), ""
+            if not self.card.takes_loras:
+                fault = f"{name} must not be there: diffusers loads none for {self.card.name}"
+            elif asked.targets is None and len(experts) > 1:
+                fault = f"{name}.for must say which expert it changes: {', '.join(experts)}, or both"
+            elif set(targets) - set(experts):
+                fault = f"{name}.for must be of {', '.join(experts)} for {self.card.name}, got {', '.join(targets)}"
+            else:
+                try:
+                    check_safetensors(path, place=f"{name}.path {asked.path!r}")
+                except (InputError, OSError) as e:
+                    fault = str(e) if isinstance(e, InputError) else f"{name}.path must be a file: {e}"
+            if fault:
+                self.fault((*where, k), fault)
+                continue
+            digest = hash_file(path)
+            self.files[digest] = path
+            made.append(FilmLora(digest, asked.weight, targets))
+        return tuple(made)
+
     def _image(self, where: Place, name: str | None, fit: str) -> FilmImage | None:
         """A picture of the author's, looked at and noted."""
         if name is None:
@@ -232,7 +260,7 @@ class ShotResolver:
                 "image_fit: cover, contain or stretch",
             )
         digest = hashlib.sha256(raw).hexdigest()
-        self.images[digest] = path
+        self.files[digest] = path
         return FilmImage(digest, kind, fit)
 
     def _transition(self, place: Place, shot: Shot) -> FilmTransition | None:

@@ -88,6 +88,19 @@ class Transition(Strict):
     seconds: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.5
 
 
+class LoraFile(Strict):
+    """Low-rank changes to a model's weights."""
+
+    path: Annotated[str, StringConstraints(min_length=1)]
+    """A safetensors file, relative to the storyboard."""
+    weight: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
+    targets: list[Literal["transformer", "transformer_2"]] | None = Field(default=None, alias="for", min_length=1)
+    """What it changes; needed for models with two experts."""
+
+
+Loras = Annotated[list[LoraFile], Field(max_length=16)]
+
+
 class Shot(Strict):
     """One continuous take."""
 
@@ -123,6 +136,8 @@ class Shot(Strict):
     """Classifier-free guidance; a pair for models with two experts."""
     negative_prompt: Text | None = None
     """What guidance leads away from."""
+    loras: Loras | None = None
+    """Instead of the film's."""
     continuity: Continuity | None = None
     """How the shot holds together when it is longer than one chunk."""
 
@@ -146,6 +161,8 @@ class Storyboard(Strict):
     """Classifier-free guidance; the card's if not given; a pair for models with two experts."""
     negative_prompt: Text | None = None
     """What guidance leads away from."""
+    loras: Loras | None = None
+    """Low-rank changes to the model's weights."""
     style: Text | None = None
     """Joined to every prompt by one space."""
     continuity: Continuity | None = None

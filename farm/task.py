@@ -19,8 +19,8 @@ Settings = tuple[tuple[str, Any], ...]  # a family's own constants, from the che
 
 
 @dataclass(frozen=True)
-class SourceImage:
-    """A picture of the author's, by its bytes. It is put into the store when a film is submitted, never computed."""
+class SourceFile:
+    """A picture or a LoRA of the author's, by its bytes. It is put into the store when a film is submitted."""
 
     sha256: str
 
@@ -83,6 +83,15 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank changes to weights, by the bytes of their file, which is among a task's last inputs."""
+
+    sha256: str
+    weight: float
+    targets: tuple[str, ...]  # components: transformer, transformer_2
+
+
+@dataclass(frozen=True)
 class Denoise:
     """Generate latents (1, channels, latent frames, rows, columns), float32, as the family's model knows them.
 
@@ -102,6 +111,7 @@ class Denoise:
     noise: str = "independent"  # or free: further slices get that of the first, shuffled
     anchor: bool = False  # every slice sees the context's first latent frame, a picture
     shift: bool = False  # the grid of slices moves from step to step
+    loras: tuple[Lora, ...] = ()  # in the order of the inputs that follow all others
     settings: Settings = ()
 
 
@@ -254,7 +264,7 @@ class JoinClips:
 
 
 Request = (
-    EncodeText | SourceImage | EncodeFrames | EmbedFrames | Denoise | Decode | Interpolate | WriteClip | WriteStills
+    EncodeText | SourceFile | EncodeFrames | EmbedFrames | Denoise | Decode | Interpolate | WriteClip | WriteStills
     | MixFrames | MeasureColour | SolveColour | MeasureSeams | JoinClips | Roll | ChooseRoll | TakeRoll
 )  # fmt: skip
 

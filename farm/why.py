@@ -53,7 +53,7 @@ def write_plan(store: Store, job: Job, plan: Plan, *, variant: str) -> None:
         variant: its container and the like: a job may be rendered into several.
     """
     rows = [[*place, key, artifact_path(plan.tasks[key])] for place, key in places_of(plan).items()]
-    rows += [["", "SourceImage", i, t.key, artifact_path(t)] for i, t in enumerate(plan.sources.values())]
+    rows += [["", "SourceFile", i, t.key, artifact_path(t)] for i, t in enumerate(plan.sources.values())]
     path = f"jobs/{job.id}/plan.{variant}.json"
     store.publish(path, json.dumps(rows).encode())
     store.publish(_last_path(job), json.dumps({"job": job.id, "plan": path}).encode())

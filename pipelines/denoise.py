@@ -21,6 +21,7 @@ from .checkpoint import StepState, pack, unpack
 from .continuity import anchored, blend, free_noise, grids_of
 from .family import Family, Given, Predict, Run, Tensors, family_of, step_of
 from .load import best_device, load_component
+from .loras import use_loras
 from .stage import Artifact, Progress, Result, as_bytes
 
 PREVIEW_EVERY_S = 1.0  # a preview costs some 6 ms; nobody looks more often
@@ -129,7 +130,9 @@ class Stage:
 
     def predicts(self, request: Denoise, inputs: Sequence[Artifact]) -> tuple[dict[int, Predict], Given]:
         """The model with its guidance for each slice of all grids, by number, and what the whole is given."""
-        tensors = [{k: v.to(self.device) for k, v in load(as_bytes(i)).items()} for i in inputs]
+        first_lora = len(inputs) - len(request.loras)
+        use_loras(family_of(request.family).lora_pipeline, self.components, request.loras, inputs[first_lora:])
+        tensors = [{k: v.to(self.device) for k, v in load(as_bytes(i)).items()} for i in inputs[:first_lora]]
         texts: list[Tensors] = [t for t in tensors if "embeds" in t]
         condition = {k: v for t in tensors if "embeds" not in t for k, v in t.items()}
         known, made = request.context_latents, {}

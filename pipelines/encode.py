@@ -19,6 +19,8 @@ from .frames import Frame, read_lossless
 from .load import best_device, load_component
 from .stage import Artifact, Progress, Result, as_bytes
 
+PRECISE = ("vae", "image_encoder")  # small, and in float32 in diffusers' examples of Wan whatever the rest is in
+
 
 class Stage:
     """Made with text encoders and their tokenizers, with an image encoder, or with the autoencoder."""
@@ -28,7 +30,12 @@ class Stage:
         offload: bool = False,
     ) -> None:  # fmt: skip
         device = best_device()
-        self.components = {c: load_component(model, c, dtype=dtype, device=device, offload=offload) for c in components}
+        self.components = {
+            c: load_component(
+                model, c, dtype="float32" if c in PRECISE else dtype, device=device, offload=offload
+            )
+            for c in components
+        }  # fmt: skip
 
     @torch.no_grad()
     def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result:

@@ -18,6 +18,8 @@ from .wan import Wan
 
 
 class SkyReels(Wan):
+    lora_pipeline = "SkyReelsV2DiffusionForcingPipeline"
+
     def make_predict(self, components: Mapping[str, Any], request: Denoise, given: Given) -> Predict:
         model, scheduler, settings = components["transformer"], components["scheduler"], dict(request.settings)
         context, told = given.context, settings["addnoise_condition"]
