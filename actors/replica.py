@@ -356,7 +356,9 @@ class Replica:
                 del ours[old_folder, old]
         started = time.perf_counter()
         module = importlib.import_module(f"{self.spec.package}.{stage}")
-        how = {"offload": True} if frugal and stage in OFFLOADING else {}
+        how = self.spec.placement.get(stage, {}) if stage in MODEL_STAGES else {}
+        if frugal and stage in OFFLOADING:
+            how = how | {"offload": "sequential"}
         built = ours[origin] = module.Stage(folder, names, **self.spec.numerics.get(stage, {}), **how)
         return built, time.perf_counter() - started
 

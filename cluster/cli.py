@@ -27,7 +27,7 @@ from farm.errors import InputError, Problem, RenderError, StoreError
 from farm.jobs import publish_film, read_seams, write_job
 from farm.journal import Held, Watch, Wish, look_at_lease, read_standing
 from farm.plan import tasks_to_run
-from farm.pools import cannot_fit, load_pools, pools_as_json, without_kinds
+from farm.pools import cannot_fit, lacking_packages, load_pools, pools_as_json, without_kinds
 from farm.states import ENDED
 from farm.store import Store
 from farm.storyboard import json_schema
@@ -159,6 +159,7 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
                 order = look_again(order, answer)
         if order.missing:
             if address is None:
+                _refuse(lacking_packages(order.pools), order)
                 _refuse(cannot_fit(without_kinds(order.pools), [this_machine(order.pools)]), order)
                 order.store.create()
             connection = connection or stack.enter_context(closing(Connection(address, order.pools)))
@@ -389,7 +390,7 @@ def run_models(args: argparse.Namespace, answer: Answer) -> int:
     if args.json:
         print(json.dumps({"models": rows}))
         return 0
-    for line in model_table(rows):
+    for line in model_table(rows, is_one=args.path is not None):
         print(line)
     return 0
 

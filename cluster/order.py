@@ -14,7 +14,7 @@ from farm.film import container_of, job_id_of
 from farm.jobs import Job
 from farm.journal import new_orders, read_standing
 from farm.plan import Plan, make_plan, tasks_to_run
-from farm.pools import Pool, check_served, default_pools, load_pools, numerics
+from farm.pools import Pool, check_options, check_served, default_pools, load_pools, numerics
 from farm.resolve import as_draft, only_shots, resolve
 from farm.store import Store
 from farm.storyboard import Draft, load_storyboard
@@ -74,6 +74,7 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
     store.check()
     job = Job(job_id_of(film, *models), film, models, args.storyboard.read_text("utf-8-sig"))
     plan = make_plan(film, models, numerics(pools), container=container, stills=target.folder is not None)
+    check_options(pools, (m.card for m in models))
     check_served(pools, (task.stage for task in plan.tasks.values()))
     missing = tasks_to_run(plan.tasks, plan.targets, store.has)
     answer.tell_film(film, job.id)

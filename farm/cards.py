@@ -65,6 +65,7 @@ class ModelCard:
     min_steps: int = 1
     guidance_low: float | None = None  # of the low-noise expert; None where there is one transformer
     takes_loras: bool = True
+    tiles: bool = True  # whether its autoencoder can decode in tiles
     text_sees_image: bool = False  # the text encoder looks at the first frame
     lead_latents: int = 0  # latent frames that the model generates before the first, and that are cut off
     is_lead_decoded: bool = False  # they are cut off as frames
@@ -73,6 +74,9 @@ class ModelCard:
     vocabulary: tuple[str, ...] = ()  # all words that a model with a closed vocabulary knows
     middle_mark: str = ""  # ends a prompt where the chunk lies in the middle of a stream
     latent_rgb: Matrix = ()  # one row a channel, then the bias
+    # published models: name, then billions of parameters of encoders, of the transformer (both experts), of the
+    # autoencoder; rounded, from their model cards
+    published: tuple[tuple[str, float, float, float], ...] = ()
 
     @property
     def has_two_experts(self) -> bool:
@@ -95,6 +99,10 @@ WAN = ModelCard(
     name="wan", family="wan", modes=("text",), contexts=(), rule=FrameRule(4, 1), size=(832, 480), fps=16.0,
     multiple_px=16, spatial_factor=8, latent_channels=16, steps=50, guidance=5.0, chunk_frames=81, overlap_frames=5,
     max_tokens=512, halo_latents=39, latent_rgb=WAN21_RGB,
+    published=(
+        ("Wan2.1 1.3B", 5.7, 1.4, 0.13), ("Wan2.1 14B", 5.7, 14.3, 0.13), ("Wan2.2 A14B", 5.7, 28.6, 0.13),
+        ("Wan2.2 TI2V 5B", 5.7, 5.0, 0.7),
+    ),
 )  # fmt: skip
 
 
@@ -170,6 +178,7 @@ LTX = ModelCard(
     rule=FrameRule(8, 1), size=(704, 512), fps=25.0, fps_conditioned=True, multiple_px=32, spatial_factor=32,
     latent_channels=128, steps=50, guidance=3.0, chunk_frames=161, overlap_frames=17, max_tokens=128,
     conditioning="context", draws_condition=True,
+    published=(("LTX-Video 2B", 4.8, 1.9, 0.9), ("LTX-Video 13B", 4.8, 13.0, 1.3)),
 )  # fmt: skip
 
 
@@ -192,6 +201,7 @@ HUNYUAN = ModelCard(
     name="hunyuan", family="hunyuan", modes=("text",), contexts=(), rule=FrameRule(4, 1), size=(1280, 720), fps=24.0,
     multiple_px=16, spatial_factor=8, latent_channels=16, steps=50, guidance=6.0, chunk_frames=129, overlap_frames=33,
     max_tokens=256, components=CORE | {"text": TWO_TEXTS}, is_guided=False,
+    published=(("HunyuanVideo", 8.2, 12.8, 0.25),),
 )  # fmt: skip
 
 
@@ -219,6 +229,7 @@ HUNYUAN15 = replace(
     HUNYUAN, name="hunyuan15", family="hunyuan15", size=(848, 480), chunk_frames=121, spatial_factor=16,
     latent_channels=32, max_tokens=1000, is_guided=True, takes_loras=False,
     components={**HUNYUAN.components, "denoise": ("transformer", "scheduler", "guider")},
+    published=(("HunyuanVideo-1.5", 8.0, 8.3, 1.2),),
 )  # fmt: skip
 
 
@@ -242,6 +253,7 @@ COGVIDEOX = ModelCard(
     name="cogvideox", family="cogvideox", modes=("text",), contexts=(), rule=FrameRule(4, 1), size=(720, 480), fps=8.0,
     multiple_px=16, spatial_factor=8, latent_channels=16, steps=50, guidance=6.0, chunk_frames=49, overlap_frames=17,
     max_tokens=226,
+    published=(("CogVideoX 2B", 4.8, 1.7, 0.22), ("CogVideoX 5B", 4.8, 5.6, 0.22)),
 )  # fmt: skip
 
 
@@ -272,6 +284,7 @@ def skyreels_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
         card, name="skyreels", family="skyreels", modes=("text", "image", "frames"), conditioning="context",
         contexts=("latents", "frames", "last_frame"), size=(960, 544), fps=24.0, fps_conditioned=True, guidance=6.0,
         chunk_frames=97, overlap_frames=17, settings={"denoise": (("addnoise_condition", 20),)},
+        published=(("SkyReels-V2 1.3B", 5.7, 1.4, 0.13), ("SkyReels-V2 14B", 5.7, 14.3, 0.13)),
     )  # fmt: skip
 
 
@@ -279,7 +292,7 @@ SVD = ModelCard(
     name="svd", family="svd", modes=("image",), contexts=("last_frame",), rule=FrameRule(1, 0), size=(1024, 576),
     fps=7.0, fps_conditioned=True, multiple_px=64, spatial_factor=8, latent_channels=4, steps=25, guidance=3.0,
     chunk_frames=25, overlap_frames=1, max_tokens=0, conditioning="first", blends=False, draws_condition=True,
-    takes_loras=False,
+    takes_loras=False, tiles=False, published=(("Stable Video Diffusion", 0.6, 1.5, 0.1),),
     components={
         "embed": ("image_encoder", "feature_extractor"), "denoise": ("unet", "scheduler"), "vae": ("vae",)
     },
@@ -304,7 +317,7 @@ def svd_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
 MOCHI = ModelCard(
     name="mochi", family="mochi", modes=("text",), contexts=(), rule=FrameRule(6, 1), size=(848, 480), fps=30.0,
     multiple_px=16, spatial_factor=8, latent_channels=12, steps=64, guidance=4.5, chunk_frames=85, overlap_frames=19,
-    max_tokens=256, min_steps=2,
+    max_tokens=256, min_steps=2, published=(("Mochi 1", 4.8, 10.0, 0.46),),
 )  # fmt: skip
 
 

@@ -10,9 +10,11 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -82,7 +84,9 @@ def rgb_matrix_of(folder: str) -> cards.Matrix:
     if Path(folder) == BUILTIN_FOLDER:
         matrix: cards.Matrix = cards.BUILTIN.get("latent_rgb", ())
         return matrix
-    return cards.WAN21_RGB if _read_config(Path(folder) / "transformer").get("in_channels", 16) == 16 else ()
+    index = _read_json(Path(folder) / "model_index.json", missing="")
+    configs = defaultdict(dict, {c: _read_config(Path(folder) / c) for c in index if not c.startswith("_")})
+    return cards.read_card(index, configs).latent_rgb
 
 
 def _fetch(hub_id: str) -> Path:
@@ -253,6 +257,16 @@ class _Remembered:
 
 
 _remembered = _Remembered()
+
+
+def num_parameters(folder: Path) -> int:
+    """How many numbers a component's safetensors hold, from their headers."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as f:
+            header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+        total += sum(math.prod(v["shape"]) for k, v in header.items() if k != "__metadata__")
+    return total
 
 
 def hash_file(path: Path) -> str:

@@ -14,6 +14,8 @@ class FrameRule:
     remainder: int
 
     def __str__(self) -> str:
+        if self.factor == 1:
+            return "any"
         return f"{self.factor}n+{self.remainder}" if self.remainder else f"{self.factor}n"
 
     def allows(self, num_frames: int) -> bool:

@@ -27,6 +27,7 @@ class ReplicaSpec:
     pool: str
     stages: tuple[str, ...]
     numerics: dict[str, dict[str, Any]]
+    placement: dict[str, dict[str, Any]]  # by stage: how it is loaded, as far as that changes no bits
     cpus: int
     gpus: float
     store_uri: str
@@ -187,6 +188,7 @@ class Fleet:
         spec = ReplicaSpec(
             name=replica, pool=name, stages=stages, cpus=pool.cpus, gpus=pool.gpus, store_uri=self.store_uri,
             package=self.package, numerics={s: dict(numerics_of(pool, s)) for s in stages if s != "assemble"},
+            placement={s: placed for s in stages if (placed := pool.options.placement_of(s))},
             checkpoint_s=pool.checkpoint.seconds, checkpoint_steps=pool.checkpoint.steps,
         )  # fmt: skip
         avoid = nodes_to_avoid(self.replaced, self.hands.nodes()) if self.replaced else []

@@ -145,7 +145,7 @@ class ShotPlanner:
                 at = self._keep(shot, frames, at)
             else:
                 stream.append(replace(span, key=denoise(_Try())))
-                for chunk in chunks if self.card_of(shot).halo_latents is not None else chunks[-1:]:
+                for chunk in chunks if self._streams(shot) else chunks[-1:]:
                     at = self._keep(shot, self._decode_to(shot, stream, at, chunk.first_latent + chunk.num_latents), at)
 
     def _decode_to(
@@ -158,7 +158,7 @@ class ShotPlanner:
         if until <= at:
             return None
         first = rule.latent_at(at)
-        halo = first if card.halo_latents is None else min(card.halo_latents, first)
+        halo = min(card.halo_latents or 0, first) if self._streams(shot) else first
         begins = first - halo
         parts = [s for s in stream if s.end > begins and s.first < end]
         spans = tuple((s.offset + max(begins - s.first, 0), min(s.end, end) - max(s.first, begins)) for s in parts)
@@ -168,6 +168,10 @@ class ShotPlanner:
         inputs = tuple(s.key for s in parts)
         model = self.models[shot.model]
         return self._decode(shot, model, request, inputs, num_latents=end - first, near=near, attempt=attempt)
+
+    def _streams(self, shot: FilmShot) -> bool:
+        """Whether a stream can be decoded piece by piece; tiles go through all of it."""
+        return self.card_of(shot).halo_latents is not None and not dict(self.numerics["decode"]).get("tiling")
 
     def _holder(self, keys: Sequence[str]) -> str:
         """The task whose replica has what the last of these left there."""

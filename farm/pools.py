@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from .cards import ModelCard
 from .document import Document, check, read_document
 from .errors import InputError, Problem
+from .options import Options, missing_packages
 from .plan_shots import Numerics
 from .storyboard import Strict
 from .task import STAGES, Stage
@@ -61,7 +63,7 @@ class Pool(Strict):
     replicas: Bounds = Bounds()
     parallel: Parallel = Parallel()
     dtype: Dtype | None = None
-    options: dict[str, Any] = {}
+    options: Options = Options()
     price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     start_timeout_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 900.0
     checkpoint: Checkpoint = Checkpoint()
@@ -126,8 +128,8 @@ def _faults(document: Document, place: tuple[str, str], pool: Pool) -> list[Prob
         found.append(("ranks", f"{name}.ranks: replicas of several ranks are not available yet"))
     if pool.parallel != Parallel():
         found.append(("parallel", f"{name}.parallel: sequence parallelism is not available yet"))
-    if pool.options:
-        found.append(("options", f"{name}.options: {', '.join(pool.options)} are not available yet"))
+    for fault in pool.options.faults(pool.stages, has_gpus=pool.gpus > 0):
+        found.append(("options", f"{name}.options.{fault}"))
     return [document.problem((*place, key), message) for key, message in found]
 
 
@@ -143,6 +145,26 @@ def faults_together(pools: Mapping[str, Pool]) -> list[str]:
             told = "; ".join(f"{name}: {dict(n)}" for name, n in serving.items())
             found.append(f"pools that serve {stage} must have the same numerics, got {told}")
     return found
+
+
+def check_options(pools: Mapping[str, Pool], cards: Iterable[ModelCard]) -> None:
+    """Refuse options that a model does not have.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for card in cards:
+        for name, pool in pools.items():
+            if pool.options.vae_tiling and not card.tiles:
+                key = f"pools.{name}.options.vae_tiling"
+                raise InputError(Problem(f"{key} must be off for {card.name}, whose autoencoder has no tiles", key))
+
+
+def lacking_packages(pools: Mapping[str, Pool]) -> list[Problem]:
+    """What options need and this machine, where replicas are to run, has not."""
+    lacking = missing_packages(pool.options for pool in pools.values())
+    told = f"options of the pools need packages that are not installed: {', '.join(lacking)}"
+    return [Problem(told, "pools")] if lacking else []
 
 
 def check_served(pools: Mapping[str, Pool], stages: Iterable[str]) -> None:
@@ -162,7 +184,7 @@ def numerics_of(pool: Pool, stage: str) -> tuple[tuple[str, Any], ...]:
     """What a pool fixes about a stage's arithmetic. The autoencoder runs in float32 unless told otherwise: Wan's
     decoder loses visible precision in bfloat16 (diffusers' Wan documentation loads it in float32)."""
     default = "bfloat16" if pool.gpus and stage in ("encode", "denoise") else "float32"
-    return (("dtype", pool.dtype or default),)
+    return (("dtype", pool.dtype or default), *pool.options.numerics_of(stage))
 
 
 def numerics(pools: Mapping[str, Pool]) -> Numerics:

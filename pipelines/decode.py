@@ -17,7 +17,7 @@ from farm.task import Decode
 
 from .family import Family, family_of
 from .frames import write_lossless
-from .load import best_device, load_component
+from .load import best_device, load_component, resident
 from .stage import Artifact, Progress, Result, as_bytes
 
 MAX_CACHE_BYTES = 4 * 2**30  # of the streams that are kept besides the last one
@@ -25,10 +25,16 @@ MAX_CACHE_BYTES = 4 * 2**30  # of the streams that are kept besides the last one
 
 class Stage:
     def __init__(
-        self, model: str, components: Sequence[str] = ("vae",), *, dtype: str = "float32", offload: bool = False
-    ) -> None:
+        self, model: str, components: Sequence[str] = ("vae",), *, dtype: str = "float32", offload: str = "none",
+        tiling: bool = False, slicing: bool = False,
+    ) -> None:  # fmt: skip
         (name,) = components
-        self.vae = load_component(model, name, dtype=dtype, device=best_device(), offload=offload)
+        self.device, self.offload, self.is_tiled = best_device(), offload, tiling
+        self.vae = load_component(model, name, dtype=dtype, device=self.device, offload=offload)
+        if tiling:
+            self.vae.enable_tiling()
+        if slicing:
+            self.vae.enable_slicing()
         self.streams: list[Any] = []  # least recently used first
 
     @torch.no_grad()
@@ -38,11 +44,12 @@ class Stage:
         spans = zip(parts, request.spans, strict=True)
         stretch = torch.cat([p[:, :, skip : skip + take] for p, (skip, take) in spans], dim=2)
         family = family_of(request.family)
-        if not family.streams:
-            frames = [as_uint8(family.decode(self.vae, request, stretch)[0])]
-            progress.advance(1, 1)
-        else:
-            frames = self._decode_on(family, request, stretch, progress)
+        with resident([self.vae], device=self.device, offload=self.offload):
+            if not family.streams or self.is_tiled:  # tiles lie in space, each through all frames
+                frames = [as_uint8(family.decode(self.vae, request, stretch)[0])]
+                progress.advance(1, 1)
+            else:
+                frames = self._decode_on(family, request, stretch, progress)
         first = request.skip_frames
         video_THWC = torch.cat(frames)[first : first + request.num_frames]
         _, height, width, _ = video_THWC.shape

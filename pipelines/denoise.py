@@ -9,6 +9,7 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -20,7 +21,7 @@ from farm.task import Denoise
 from .checkpoint import StepState, pack, unpack
 from .continuity import anchored, blend, free_noise, grids_of
 from .family import Family, Given, Predict, Run, Tensors, family_of, step_of
-from .load import best_device, load_component
+from .load import best_device, load_component, resident, speed_up
 from .loras import use_loras
 from .stage import Artifact, Progress, Result, as_bytes
 
@@ -96,12 +97,18 @@ class Stage:
 
     def __init__(
         self, model: str, components: Sequence[str] = ("transformer", "scheduler"), *, dtype: str = "float32",
-        offload: bool = False,
+        offload: str = "none", quantize: str = "", attention: str = "", compile: bool = False,
+        cache: Sequence[tuple[str, Any]] = (),
     ) -> None:  # fmt: skip
-        self.device, self.rgb_matrix = best_device(), rgb_matrix_of(model)
+        self.device, self.offload, self.rgb_matrix = best_device(), offload, rgb_matrix_of(model)
         self.components = {
-            c: load_component(model, c, dtype=dtype, device=self.device, offload=offload) for c in components
-        }
+            c: load_component(model, c, dtype=dtype, device=self.device, offload=offload,
+                              quantize=quantize if c.startswith("transformer") else "")
+            for c in components
+        }  # fmt: skip
+        self.models: list[Any] = [m for m in self.components.values() if isinstance(m, torch.nn.Module)]
+        for model_ in self.models:
+            speed_up(model_, attention=attention, compile=compile, cache=dict(cache))
 
     @torch.no_grad()
     def run(self, request: Denoise, inputs: Sequence[Artifact], progress: Progress) -> Result:
@@ -111,8 +118,15 @@ class Stage:
             inputs: the embeddings of prompts, which the slices name by their index; with context the `latents` whose
                 last `request.context_latents` frames are the first ones here.
         """
+        with resident(self.models, device=self.device, offload=self.offload):
+            return self._run(request, inputs, progress)
+
+    def _run(self, request: Denoise, inputs: Sequence[Artifact], progress: Progress) -> Result:
         family, scheduler = family_of(request.family), self.components["scheduler"]
         predicts, given = self.predicts(request, inputs)
+        for one in self.models:
+            if getattr(one, "is_cache_enabled", False):
+                one._reset_stateful_cache()
         run = Run(request, scheduler, torch.Generator("cpu").manual_seed(request.seed), given)
         family.set_timesteps(scheduler, request, self.components, self.device)
         if hasattr(scheduler, "set_begin_index"):
@@ -145,7 +159,7 @@ class Stage:
             negative = None if s.negative is None else texts[s.negative]
             own = context[:, :, s.first_latent :] if context is not None and s.first_latent < known else None
             anchor = context[:, :, :1] if request.anchor and own is None and context is not None else None
-            given = Given(text, negative, condition, own if anchor is None else anchor)
+            given = Given(text, negative, condition, own if anchor is None else anchor, name=str(number))
             predict = family.make_predict(self.components, request, given)
             made[number] = predict if anchor is None else anchored(predict, anchor)
         return made, Given({}, None, condition, context)

@@ -16,7 +16,7 @@ from farm.task import EmbedFrames, EncodeFrames, EncodeText, Known
 
 from .family import Pictures, Tensors, family_of
 from .frames import Frame, read_lossless
-from .load import best_device, load_component
+from .load import best_device, load_component, resident
 from .stage import Artifact, Progress, Result, as_bytes
 
 PRECISE = ("vae", "image_encoder")  # small, and in float32 in diffusers' examples of Wan whatever the rest is in
@@ -27,12 +27,13 @@ class Stage:
 
     def __init__(
         self, model: str, components: Sequence[str] = ("tokenizer", "text_encoder"), *, dtype: str = "float32",
-        offload: bool = False,
+        offload: str = "none", quantize: str = "",
     ) -> None:  # fmt: skip
-        device = best_device()
+        self.device, self.offload = best_device(), offload
         self.components = {
             c: load_component(
-                model, c, dtype="float32" if c in PRECISE else dtype, device=device, offload=offload
+                model, c, dtype="float32" if c in PRECISE else dtype, device=self.device, offload=offload,
+                quantize=quantize if c.startswith("text_encoder") else "",
             )
             for c in components
         }  # fmt: skip
@@ -40,7 +41,8 @@ class Stage:
     @torch.no_grad()
     def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result:
         """Returns safetensors: `embeds` (1, tokens, dim) of a prompt and its kin, `latents` (1, C, F, H, W) ..."""
-        made = self._encode(request, inputs)
+        with resident(self.components.values(), device=self.device, offload=self.offload):
+            made = self._encode(request, inputs)
         progress.advance(1, 1)
         return Result(save({k: v.cpu().contiguous() for k, v in made.items()}))
 

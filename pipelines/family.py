@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +43,7 @@ class Given:
     negative: Tensors | None  # None without guidance
     condition: Tensors = field(default_factory=dict)  # what `encode_frames` and `embed_frames` have made
     context: torch.Tensor | None = None  # clean latents (B, C, K, H, W), the first of the slice
+    name: str = ""  # of the slice: what step caches keep of one must not be taken for another's
 
 
 @dataclass
@@ -151,21 +153,34 @@ def family_of(name: str) -> Family:
     return family
 
 
-def guided_in_turn(call: Callable[[Tensors], torch.Tensor], given: Given, guidance: float) -> torch.Tensor:
+def cached_as(model: Any, name: str) -> AbstractContextManager[Any]:
+    """Calls of a model whose step caches belong together, as the stock pipelines mark them."""
+    if not getattr(model, "is_cache_enabled", False):
+        return nullcontext()
+    context: AbstractContextManager[Any] = model.cache_context(name)
+    return context
+
+
+def guided_in_turn(model: Any, call: Callable[[Tensors], torch.Tensor], given: Given, guidance: float) -> torch.Tensor:
     """Classifier-free guidance by two calls, the conditional one first: a batch of two would have other bits."""
-    conditional = call(given.text)
+    with cached_as(model, f"cond{given.name}"):
+        conditional = call(given.text)
     if given.negative is None:
         return conditional
-    unconditional = call(given.negative)
+    with cached_as(model, f"uncond{given.name}"):
+        unconditional = call(given.negative)
     return unconditional + guidance * (conditional - unconditional)
 
 
-def guided_as_batch(call: Callable[[Tensors, int], torch.Tensor], given: Given, guidance: float) -> torch.Tensor:
+def guided_as_batch(
+    model: Any, call: Callable[[Tensors, int], torch.Tensor], given: Given, guidance: float
+) -> torch.Tensor:
     """The same by one call of a batch of two, the unconditional half first: `call` takes texts and their number."""
-    if given.negative is None:
-        return call(given.text, 1)
-    both = {k: torch.cat([given.negative[k], v]) for k, v in given.text.items()}
-    unconditional, conditional = call(both, 2).chunk(2)
+    with cached_as(model, f"cond_uncond{given.name}"):
+        if given.negative is None:
+            return call(given.text, 1)
+        both = {k: torch.cat([given.negative[k], v]) for k, v in given.text.items()}
+        unconditional, conditional = call(both, 2).chunk(2)
     return unconditional + guidance * (conditional - unconditional)
 
 

@@ -7,13 +7,17 @@ weights changes bits (measured: first in `time_embedder.linear_1` of Wan on CPU)
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from farm.errors import InputError
+from farm.options import PACKAGES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "image_processor", "feature_extractor", "guider")
@@ -24,14 +28,20 @@ HOMES = {
 }
 
 
-def load_component(folder: str, component: str, *, dtype: str, device: str, offload: bool = False) -> Any:
+def load_component(
+    folder: str, component: str, *, dtype: str, device: str, offload: str = "none", quantize: str = ""
+) -> Any:
     """Load one component that model_index.json names.
 
     Args:
         folder: a checkpoint in diffusers format.
         component: "vae", "transformer", "tokenizer", "scheduler" ...
         dtype: of its weights; ignored by components without weights.
-        offload: keep the weights on the host, and bring each layer's to the GPU when it is needed: slow, same bits.
+        offload: keep the weights on the host: `sequential` brings each layer's to the GPU when it is needed, `group`
+            each block's while the one before computes, `model` the whole component's (see `resident`).
+        quantize: hold its weights as int8 or fp8 (torchao) or nf4 (bitsandbytes).
+    Raises:
+        InputError: weights are missing, or a package that the quantisation needs.
     """
     index = json.loads((Path(folder) / "model_index.json").read_text())
     library, name = index[component]
@@ -39,22 +49,81 @@ def load_component(folder: str, component: str, *, dtype: str, device: str, offl
     path = str(Path(folder) / component)
     if component.startswith(WITHOUT_WEIGHTS):
         return cls.from_pretrained(path)
-    module, told = cls.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True)
+    how = {"quantization_config": _quantization(library, quantize, DTYPES[dtype])} if quantize else {}
+    module, told = cls.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **how)
     lacking = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in told.get(kind, ()))
     if lacking:  # they would be drawn at random, under a key that says nothing of it
         raise InputError(
             f"{path} must hold all weights of {name}: {', '.join(lacking[:3])} are missing or of other shapes"
         )
     module.eval().requires_grad_(False)
-    own_memory(module)
-    if offload and device != "cpu":
+    if not quantize:
+        own_memory(module)
+    if device == "cpu" or offload == "model":
+        return module
+    if offload in ("group", "sequential"):
         from diffusers.hooks import apply_group_offloading
 
-        apply_group_offloading(
-            module, onload_device=torch.device(device), offload_device=torch.device("cpu"), offload_type="leaf_level"
-        )
+        how = (
+            {"offload_type": "block_level", "num_blocks_per_group": 1, "use_stream": True} if offload == "group"
+            else {"offload_type": "leaf_level"}
+        )  # fmt: skip
+        apply_group_offloading(module, onload_device=torch.device(device), offload_device=torch.device("cpu"), **how)
         return module
     return module.to(device)
+
+
+def _quantization(library: str, numbers: str, dtype: torch.dtype) -> Any:
+    """The configuration for `from_pretrained` of diffusers or transformers."""
+    package = PACKAGES[numbers]
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"quantize: {numbers} needs the package {package}; install it where replicas run")
+    source = importlib.import_module(library)
+    if numbers == "nf4":
+        kind = source.BitsAndBytesConfig
+        return kind(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+
+    return source.TorchAoConfig(Int8WeightOnlyConfig() if numbers == "int8" else Float8WeightOnlyConfig())
+
+
+def speed_up(module: Any, *, attention: str, compile: bool, cache: Mapping[str, Any]) -> None:
+    """Apply the means that a pool asks of a transformer.
+
+    Raises:
+        InputError: the model or this machine lacks one.
+    """
+    try:
+        if attention:
+            module.set_attention_backend(attention)
+        if cache:
+            module.enable_cache(_cache(cache))
+        if compile:
+            module.compile_repeated_blocks(fullgraph=not cache)
+    except (AttributeError, ValueError, RuntimeError, ImportError) as e:
+        asked = f"attention {attention or 'native'}, compile {compile}, cache {cache.get('kind', 'none')}"
+        raise InputError(f"options of the pool must be possible for {type(module).__name__}, got {asked}: {e}") from e
+
+
+def _cache(how: Mapping[str, Any]) -> Any:
+    from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
+
+    if how["kind"] == "first_block":
+        return FirstBlockCacheConfig(threshold=how["threshold"])
+    return TaylorSeerCacheConfig(cache_interval=how["interval"], use_lite_mode=True)
+
+
+@contextmanager
+def resident(components: Iterable[Any], *, device: str, offload: str) -> Iterator[None]:
+    """Whole components on the GPU for the time of a task, where they are kept on the host otherwise (`model`)."""
+    modules = [c for c in components if isinstance(c, torch.nn.Module)] if offload == "model" else []
+    try:
+        for module in modules:
+            module.to(device)
+        yield
+    finally:
+        for module in modules:
+            module.to("cpu")
 
 
 def own_memory(module: torch.nn.Module) -> None:

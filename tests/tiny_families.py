@@ -133,7 +133,7 @@ def ltx(kind: str, *, timestep_conditioning: bool = False) -> Any:
     )  # fmt: skip
     transformer = diffusers.LTXVideoTransformer3DModel(
         in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32,
-        num_layers=1, caption_channels=DIM,
+        num_layers=2, caption_channels=DIM,
     )  # fmt: skip
     vae.latents_mean, vae.latents_std = torch.linspace(-0.5, 0.5, 8), torch.linspace(0.5, 2.0, 8)
     scheduler = flow(use_dynamic_shifting=kind != "LTXConditionPipeline", base_shift=0.95, max_shift=2.05, shift=1.0)
@@ -198,7 +198,7 @@ def cogvideox(kind: str, *, scheduler: str = "CogVideoXDDIMScheduler", pairs: bo
     is_image = "Image" in kind
     transformer = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=8 if is_image else 4, out_channels=4,
-        time_embed_dim=4, text_embed_dim=DIM, num_layers=1, sample_width=8, sample_height=6, sample_frames=9,
+        time_embed_dim=4, text_embed_dim=DIM, num_layers=2, sample_width=8, sample_height=6, sample_frames=9,
         max_text_seq_length=16, use_rotary_positional_embeddings=rope, patch_size_t=2 if pairs else None,
         patch_bias=not pairs, ofs_embed_dim=4 if pairs and is_image else None,
     )  # fmt: skip

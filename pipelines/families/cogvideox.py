@@ -78,7 +78,7 @@ class CogVideoX(Family):
                 )[0]  # fmt: skip
                 return out.float()  # type: ignore[no-any-return]  # diffusers is untyped
 
-            return guided_as_batch(call, given, request.guidance).transpose(1, 2)
+            return guided_as_batch(model, call, given, request.guidance).transpose(1, 2)
 
         return predict
 

@@ -15,7 +15,7 @@ import torch
 
 from farm.task import Decode, Denoise, EncodeFrames, EncodeText
 
-from ..family import Family, Given, Pictures, Predict, Run, Tensors, as_video
+from ..family import Family, Given, Pictures, Predict, Run, Tensors, as_video, cached_as
 
 IMAGE_SHARE = 0.001  # of the picture in the noise that the image variants begin with
 
@@ -76,11 +76,12 @@ class HunyuanVideo(Family):
                 mask = torch.ones_like(latents[:, :1])
                 mask[:, :, 1:] = 0
                 hidden = torch.cat([latents, torch.cat([picture, rest], dim=2), mask], dim=1)
-            out = model(
-                hidden_states=hidden.to(model.dtype), timestep=t.expand(1).to(latents.dtype),
-                encoder_hidden_states=text["embeds"], encoder_attention_mask=text["mask"],
-                pooled_projections=text["pooled"], guidance=guidance, return_dict=False,
-            )[0]  # fmt: skip
+            with cached_as(model, f"cond{given.name}"):
+                out = model(
+                    hidden_states=hidden.to(model.dtype), timestep=t.expand(1).to(latents.dtype),
+                    encoder_hidden_states=text["embeds"], encoder_attention_mask=text["mask"],
+                    pooled_projections=text["pooled"], guidance=guidance, return_dict=False,
+                )[0]  # fmt: skip
             return out  # type: ignore[no-any-return]  # diffusers is untyped
 
         return predict

@@ -13,7 +13,7 @@ import torch
 
 from farm.task import Denoise, EmbedFrames, EncodeFrames, EncodeText
 
-from ..family import Given, Pictures, Predict, StandIn, Tensors, as_video, step_of
+from ..family import Given, Pictures, Predict, StandIn, Tensors, as_video, cached_as, step_of
 from .hunyuan import HunyuanVideo
 
 IMAGE_TOKENS = 729  # of SigLIP, zero without a picture: the stock pipelines' vision_num_semantic_tokens
@@ -75,10 +75,11 @@ class HunyuanVideo15(HunyuanVideo):
             batches = guider.prepare_inputs(inputs)
             for batch in batches:
                 guider.prepare_models(model)
-                batch.noise_pred = model(
-                    hidden_states=hidden, timestep=t.expand(1).to(hidden.dtype), image_embeds=shown.to(model.dtype),
-                    return_dict=False, **{key: getattr(batch, key) for key in inputs}, **more,
-                )[0]  # fmt: skip
+                with cached_as(model, f"{getattr(batch, guider._identifier_key)}{given.name}"):
+                    batch.noise_pred = model(
+                        hidden_states=hidden, timestep=t.expand(1).to(hidden.dtype), image_embeds=shown.to(model.dtype),
+                        return_dict=False, **{key: getattr(batch, key) for key in inputs}, **more,
+                    )[0]  # fmt: skip
                 guider.cleanup_models(model)
             return guider(batches)[0]  # type: ignore[no-any-return]  # diffusers is untyped
 

@@ -115,7 +115,7 @@ class LTX(Family):
                 )[0]  # fmt: skip
                 return out.float()  # type: ignore[no-any-return]  # diffusers is untyped
 
-            return unpack(guided_as_batch(call, given, request.guidance), latents)
+            return unpack(guided_as_batch(model, call, given, request.guidance), latents)
 
         return predict
 
@@ -154,7 +154,7 @@ class LTX(Family):
                 )[0]  # fmt: skip
                 return out.float()  # type: ignore[no-any-return]  # diffusers is untyped
 
-            return unpack(guided_as_batch(call, given, request.guidance)[:, num_extra:], latents)
+            return unpack(guided_as_batch(model, call, given, request.guidance)[:, num_extra:], latents)
 
         return predict
 

@@ -46,7 +46,7 @@ class Mochi(Family):
                 )[0]  # fmt: skip
                 return out.float()  # type: ignore[no-any-return]  # diffusers is untyped
 
-            return guided_as_batch(call, given, request.guidance)
+            return guided_as_batch(model, call, given, request.guidance)
 
         return predict
 

@@ -47,7 +47,7 @@ class SkyReels(Wan):
                 )[0]  # fmt: skip
                 return out  # type: ignore[no-any-return]  # diffusers is untyped
 
-            return guided_in_turn(call, given, request.guidance)
+            return guided_in_turn(model, call, given, request.guidance)
 
         return predict
 

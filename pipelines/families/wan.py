@@ -96,12 +96,14 @@ class Wan(Family):
                 )[0]  # fmt: skip
                 return out  # type: ignore[no-any-return]  # diffusers is untyped
 
-            return guided_in_turn(call, given, request.guidance if is_high else request.guidance_low)
+            return guided_in_turn(model, call, given, request.guidance if is_high else request.guidance_low)
 
         return predict
 
     def decode(self, vae: Any, request: Decode, latents: torch.Tensor) -> torch.Tensor:
-        return decode_latents(vae, latents)
+        z = latents.to(vae.device, vae.dtype)
+        mean, inverse_std = _statistics(vae, z)
+        return vae.decode(z / inverse_std + mean, return_dict=False)[0]  # type: ignore[no-any-return]  # untyped
 
     def decoder(self, vae: Any) -> DecodeStream:
         return DecodeStream(vae)

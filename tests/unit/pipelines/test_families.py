@@ -5,6 +5,9 @@ Latents are equal to the bit and frames in uint8, on the CPU in float32, with th
 
 from __future__ import annotations
 
+import importlib
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from family_cases import (
     stock_call,
     stock_pipeline,
 )
-from in_process import plan_of, run_plan
+from in_process import plan_of, resolve_board, run_plan
 from PIL import Image
 
 from farm.checkpoint import find_checkpoint
@@ -180,3 +183,34 @@ def test_another_model_goes_on_from_the_first_chunk(tmp_path: Path) -> None:
     blend = yaml.safe_dump(board | {"continuity": board["continuity"] | {"mode": "blend", "overlap_frames": 5}})
     with pytest.raises(InputError, match=r"continuity\.model must stand beside mode extend"):
         resolve(parse_storyboard(blend.encode(), file="b.yaml"), models[0], others={str(second): models[1]})
+
+
+@pytest.mark.parametrize("name", [n for n in LONG if n != "wan, image, two experts"])
+def test_a_stage_opens_no_files_but_those_of_its_components(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    folder = tiny.save(case.make, tmp_path / "model")
+    board, _, _ = board_of(case, tmp_path)
+    plan = plan_of(board, folder)
+    kinds = {(t.stage, tuple(c for c, _ in t.components)) for t in plan.tasks.values() if t.components}
+    assert {stage for stage, _ in kinds} >= {"denoise", "decode"}
+    for n, (stage, components) in enumerate(sorted(kinds)):
+        alone = tmp_path / f"alone{n}"
+        shutil.copytree(folder, alone, ignore=lambda at, names, own=components: [
+            x for x in names if Path(at) == folder and x not in (*own, "model_index.json")
+        ])  # fmt: skip
+        loaded = importlib.import_module(f"pipelines.{stage}").Stage(str(alone), components)
+        held = {"vae": loaded.vae} if stage == "decode" else loaded.components
+        assert set(held) == set(components)
+
+
+def test_weights_of_the_autoencoder_are_in_no_key_of_denoising(tmp_path: Path) -> None:
+    case = CASES["ltx, text"]
+    checkpoint = find_checkpoint(str(tiny.save(case.make, tmp_path / "model")), beside=tmp_path)
+    other = replace(checkpoint, fingerprints={**checkpoint.fingerprints, "vae": "0" * 64})
+    board, _, _ = board_of(case, tmp_path)
+    pools = numerics(default_pools(num_cpus=2, num_gpus=0))
+    plans = [make_plan(resolve_board(board, m).film, (m,), pools, container="mp4", stills=False)
+             for m in (checkpoint, other)]  # fmt: skip
+    shared = plans[0].tasks.keys() & plans[1].tasks.keys()
+    assert {plans[0].tasks[k].stage for k in shared} == {"encode", "denoise"}
+    assert {t.stage for k, t in plans[1].tasks.items() if k not in shared} == {"decode", "assemble"}
