@@ -40,6 +40,7 @@ from farm.errors import (
     StoreUnreachable,
     TaskCanceled,
 )
+from farm.fetch import local_folder
 from farm.fleet import Ran, ReplicaSpec, Status
 from farm.patience import is_passing
 from farm.pools import THREAD_ENVIRONMENT
@@ -53,7 +54,7 @@ log = logging.getLogger(__name__)
 FETCH_TIMEOUT_S = 120.0  # for an input in the object store, before it is read from the store instead
 Loaded = tuple[str, tuple[tuple[str, str], ...]]  # folder and (component, fingerprint): a folder's weights may change
 MODEL_STAGES = {"encode", "denoise", "decode", "interpolate"}
-OFFLOADING = {"encode", "denoise", "decode"}  # stages that can keep weights on the host
+WITH_WEIGHTS = {"encode", "denoise", "decode"}  # stages that load a model's components
 LEAVE_S = 60.0  # at most, to stop between two steps and put away what is made, when the process is told to end
 LINGER_S = 7.0  # after that: a controller that looks now and then shall learn of it and give no more work
 KEEP_TIMEOUT_S = 30.0  # for the last checkpoint before that
@@ -356,10 +357,11 @@ class Replica:
                 del ours[old_folder, old]
         started = time.perf_counter()
         module = importlib.import_module(f"{self.spec.package}.{stage}")
+        place = str(local_folder(folder, names)) if stage in WITH_WEIGHTS else folder
         how = self.spec.placement.get(stage, {}) if stage in MODEL_STAGES else {}
-        if frugal and stage in OFFLOADING:
+        if frugal and stage in WITH_WEIGHTS:
             how = how | {"offload": "sequential"}
-        built = ours[origin] = module.Stage(folder, names, **self.spec.numerics.get(stage, {}), **how)
+        built = ours[origin] = module.Stage(place, names, **self.spec.numerics.get(stage, {}), **how)
         return built, time.perf_counter() - started
 
     def _input(self, source: Task, value: Any) -> bytes | Path:

@@ -307,7 +307,7 @@ class Attempts:
     def _record(self, slot: Slot, task: Task, first: Rendering, ran: Ran, size: int) -> Attempt:
         self.num_attempts += 1
         pool = self.pools[slot.pool]
-        models = {m.folder: m.name for m in first.job.models}
+        models = {m.place: m.name for m in first.job.models}
         attempt = Attempt(
             attempt_id=f"{task.key[:16]}-{self.owner.name}-{self.num_attempts}", job=first.job.id, task=task.key,
             stage=task.stage, label=task.label, pool=slot.pool, replica=slot.name, node=slot.node,

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from . import cards
 from .cards import ModelCard
 from .document import suggest
 from .errors import InputError
+from .fetch import cache_folder, is_elsewhere, local_folder, pinned
 
 BUILTIN_FOLDER = Path(__file__).parent.parent / "pipelines" / "builtin" / "weights"
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
@@ -35,7 +35,6 @@ CONFIG_FILES = {  # of components without weights, by how their folders' names b
     "image_processor": ("preprocessor_config.json",), "feature_extractor": ("preprocessor_config.json",),
     "guider": ("guider_config.json",),
 }  # fmt: skip
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,12 @@ class Checkpoint:
     folder: str
     card: ModelCard
     fingerprints: Mapping[str, str]
+    origin: str = ""  # where other machines fetch it from; empty where they must have the same folder
+
+    @property
+    def place(self) -> str:
+        """What a replica is told: see `fetch.local_folder`."""
+        return self.origin or self.folder
 
     @property
     def fingerprint(self) -> str:
@@ -54,7 +59,8 @@ class Checkpoint:
 
 
 def find_checkpoint(name: str, *, beside: Path) -> Checkpoint:
-    """Resolve a storyboard's `model`: `builtin`, a folder (relative to `beside`), or a hub id `org/name[@revision]`.
+    """Resolve a storyboard's `model`: `builtin`, a folder (relative to `beside`), a hub id `org/name[@revision]`,
+    or a URI that fsspec knows (s3://bucket/folder).
 
     Raises:
         InputError: there is no such model, or it cannot be used; says why and what to do.
@@ -67,15 +73,16 @@ def find_checkpoint(name: str, *, beside: Path) -> Checkpoint:
     folder = Path(os.path.expanduser(name))
     folder = folder if folder.is_absolute() else beside / folder
     try:
-        is_folder = folder.is_dir()
+        is_folder = "://" not in name and folder.is_dir()
     except OSError as e:
         raise InputError(
             f"model must be builtin, a folder or a hub id (org/name), got {name[:60]!r}: {e.strerror}"
         ) from None
     if is_folder:
         return read_checkpoint(folder.resolve(), name=name)
-    if HUB_ID.fullmatch(name) and not name.startswith("."):
-        return read_checkpoint(_fetch(name), name=name)
+    if is_elsewhere(name):
+        fetched = local_folder(name)
+        return replace(read_checkpoint(fetched, name=name), origin=pinned(name, fetched))
     raise InputError(f"model must be builtin, a folder or a hub id (org/name), got {name!r}: there is no such folder")
 
 
@@ -87,20 +94,6 @@ def rgb_matrix_of(folder: str) -> cards.Matrix:
     index = _read_json(Path(folder) / "model_index.json", missing="")
     configs = defaultdict(dict, {c: _read_config(Path(folder) / c) for c in index if not c.startswith("_")})
     return cards.read_card(index, configs).latent_rgb
-
-
-def _fetch(hub_id: str) -> Path:
-    """Bring a checkpoint from the hub into its local cache (config and safetensors files only)."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repo, _, revision = hub_id.partition("@")
-    try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise InputError(f"model {hub_id!r} is not a folder here and could not be had from the hub: {reason}") from e
 
 
 def read_checkpoint(folder: Path, *, name: str) -> Checkpoint:
@@ -222,8 +215,7 @@ class _Remembered:
     """Hashes of files by path, size and time of change, kept in the user's cache folder."""
 
     def __init__(self) -> None:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.file = root / "longtake" / "fingerprints.json"
+        self.file = cache_folder() / "fingerprints.json"
         self.reading = threading.Lock()
         self.changed = False
 

@@ -63,7 +63,7 @@ def read_job(store: Store, job_id: str) -> Job:
 def _checkpoint(data: Mapping[str, Any]) -> Checkpoint:
     raw: dict[str, Any] = _tuples(data["card"])
     raw["rule"] = FrameRule(**raw["rule"])
-    return Checkpoint(data["name"], data["folder"], ModelCard(**raw), data["fingerprints"])
+    return Checkpoint(data["name"], data["folder"], ModelCard(**raw), data["fingerprints"], data["origin"])
 
 
 def _tuples(value: Any) -> Any:

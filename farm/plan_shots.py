@@ -393,7 +393,7 @@ class ShotPlanner:
         task = make_task(
             stage, request, inputs=inputs, components=used,
             numerics=self.numerics[stage], extension="mkv" if stage == "decode" else "safetensors",
-            model=model.folder, label=label,
+            model=model.place, label=label,
             cost=0 if attempt and attempt.measure else cost, near=near,
         )  # fmt: skip
         self.shot_tasks[shot.id].append(task.key)

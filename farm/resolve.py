@@ -12,9 +12,10 @@ from fractions import Fraction
 from pathlib import Path
 
 from .cards import ModelCard
-from .checkpoint import HUB_ID, Checkpoint
+from .checkpoint import Checkpoint
 from .document import Place, dotted, suggest
 from .errors import InputError, Problem
+from .fetch import is_elsewhere
 from .film import CRF, Film, FilmShot
 from .interpolation import default_method, rife_weights
 from .resolve_shots import Ground, ShotResolver, are, first_of
@@ -254,5 +255,5 @@ def _same_as(model: Checkpoint) -> tuple[str, str]:
 
 def _label(card: ModelCard) -> str:
     """A model's name as films and job ids know it: that of the hub or built in, else the family's, never a path."""
-    is_known = card.name == "builtin" or (HUB_ID.fullmatch(card.name) and not Path(card.name).is_dir())
+    is_known = card.name == "builtin" or (is_elsewhere(card.name) and not Path(card.name).is_dir())
     return card.name if is_known else card.family

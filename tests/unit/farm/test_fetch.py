@@ -1,0 +1,84 @@
+"""Models in a bucket: fetched once, as far as they are needed, anew where they have changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from tiny_checkpoints import make_wan
+
+from farm.checkpoint import find_checkpoint
+from farm.errors import InputError
+from farm.fetch import local_folder
+from farm.jobs import _checkpoint
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint behind a URI, and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = make_wan(tmp_path / "bucket" / "wan")
+    (folder / "whole.safetensors").write_bytes(b"x" * 1000)  # as hubs have beside the folders: not a component's
+    (folder / "vae" / "model.bin").write_bytes(b"pickled")
+    return folder
+
+
+def test_a_model_in_a_bucket_is_the_one_in_a_folder(bucket: Path) -> None:
+    uri = f"file://{bucket}"
+    there = find_checkpoint(uri, beside=Path())
+    assert there.fingerprints == find_checkpoint(str(bucket), beside=Path()).fingerprints
+    assert there.place == uri
+    assert there.folder != str(bucket)
+    fetched = {str(p.relative_to(there.folder)) for p in Path(there.folder).rglob("*")}
+    assert not fetched & {"whole.safetensors", "vae/model.bin"}
+    import json
+    from dataclasses import asdict
+
+    assert _checkpoint(json.loads(json.dumps(asdict(there)))) == there
+
+
+def test_a_replica_fetches_the_components_of_its_stage_once(bucket: Path) -> None:
+    uri = f"file://{bucket}"
+    folder = local_folder(uri, ("vae",))
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"vae"}
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    before = weights.stat().st_ino
+    threads = [threading.Thread(target=local_folder, args=(uri, ("vae", "scheduler"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert weights.stat().st_ino == before
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"vae", "scheduler"}
+
+
+def test_what_has_changed_is_fetched_anew_and_what_is_gone_goes(bucket: Path) -> None:
+    uri = f"file://{bucket}"
+    first = find_checkpoint(uri, beside=Path())
+    other = make_wan(bucket.parent / "other", seed=1)
+    shutil.copytree(other / "vae", bucket / "vae", dirs_exist_ok=True)
+    os.remove(bucket / "tokenizer" / "tokenizer_config.json")
+    again = find_checkpoint(uri, beside=Path())
+    changed = {c for c in again.fingerprints if again.fingerprints[c] != first.fingerprints[c]}
+    assert changed == {"vae", "tokenizer"}
+    assert not (Path(again.folder) / "tokenizer" / "tokenizer_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("file:///no/such/bucket", "could not be fetched"),
+        ("nothing://bucket/wan", "could not be fetched: Protocol not known"),
+        ("not a model", "must be a folder on this machine"),
+    ],
+)
+def test_what_cannot_be_fetched_is_refused(bucket: Path, name: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        local_folder(name)
+
+
+def test_a_folder_is_itself(bucket: Path) -> None:
+    assert local_folder(str(bucket), ("vae",)) == bucket
