@@ -12,8 +12,9 @@ export RAY_USAGE_STATS_ENABLED := 0
 demo: install
 	$(BIN)/farm render examples/demo.yaml --store .longtake --out demo.mp4
 
-test: install
-	$(BIN)/pytest -q -m "not slow and not gpu"
+test: install  # unit tests on all cores; then those that start Ray, one after another
+	$(BIN)/pytest -q -n auto --dist worksteal -m "not slow and not gpu" tests/unit
+	$(BIN)/pytest -q -m "not slow and not gpu" tests/integration
 
 test-slow: install
 	$(BIN)/pytest -q -m "slow and not gpu"
