@@ -9,9 +9,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .patience import patiently
+from .patience import is_passing, patiently
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 WANTED = (".json", ".safetensors", ".model", ".txt")
 TELL_EVERY_S = 5.0
-log = logging.getLogger(__name__)
 
 
 def is_elsewhere(origin: str) -> bool:
@@ -50,7 +49,9 @@ def local_folder(origin: str, components: Sequence[str] | None = None) -> Path:
         raise InputError(f"model {origin!r} must be a folder on this machine, a hub id or a URI, and is none of these")
     try:
         return _from_bucket(origin, components) if "://" in origin else _from_hub(origin, components)
-    except (OSError, ValueError, ImportError) as e:
+    except Exception as e:
+        if not (isinstance(e, OSError | ValueError | ImportError | NotImplementedError) or is_passing(e)):
+            raise
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         where = "fetched" if "://" in origin else "had from the hub, and is not a folder here"
         raise InputError(f"model {origin!r} could not be {where}: {reason}") from e
@@ -92,7 +93,7 @@ def _from_bucket(origin: str, components: Sequence[str] | None) -> Path:
         total, done, told_at = sum(found[name]["size"] for name in lacking), 0, 0.0
         for name in lacking:
             if time.monotonic() - told_at > TELL_EVERY_S:
-                log.info("fetching %s: %.1f of %.1f GiB", origin, done / 2**30, total / 2**30)
+                print(f"farm: fetching {origin}: {done / 2**30:.1f} of {total / 2**30:.1f} GiB", file=sys.stderr)
                 told_at = time.monotonic()
             part = folder / f"{name}.part"
             part.parent.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,9 @@ class ShotResolver:
                 f"{dotted(place)}: {ahead.name} goes on from the last frame of a chunk only, so motion may break off "
                 f"where its {len(chunks)} chunks join"
             )
-        for key, there in (("last_image", shot.last_image), ("references", shot.references)):
+        whole = card.conditioning == "whole"  # each chunk would begin with the picture
+        pictures = {"image": shot.image and whole, "last_image": shot.last_image, "references": shot.references}
+        for key, there in pictures.items():
             if there and mode == "blend" and len(chunks) > 1:
                 where = (*place, key)
                 self.fault(where, f"{dotted(where)} must not be there in mode blend, whose chunks are made together")

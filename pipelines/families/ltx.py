@@ -126,15 +126,14 @@ class LTX(Family):
 
         def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             noise = noise_at.at(step_of(scheduler, t)).to(latents.device)
-            packed = pack(noised(latents, given.context, _own_noise(noise, latents), t))
+            num_extra = 0 if last is None else last[0, 0].numel()
+            packed = pack(noised(latents, given.context, _own_noise(noise, latents, num_extra), t))
             coordinates = _coordinates(latents, request, frame_index=0)
             mask = torch.zeros(1, packed.shape[1], device=latents.device)
             if given.context is not None:
                 mask[:, : given.context.shape[2] * latents.shape[3] * latents.shape[4]] = 1.0
-            num_extra = 0
             if last is not None:
                 extra = pack(last)
-                num_extra = extra.shape[1]
                 extra = extra + IMAGE_NOISE * noise[:, :num_extra] * (t / 1000.0) ** 2
                 index = dict(request.settings)["temporal"] * (latents.shape[2] - 1)
                 packed = torch.cat([extra, packed], 1)
@@ -169,7 +168,8 @@ class LTX(Family):
             )[0]
             return unpack(made, latents)
         noise = _step_noise(run.request, last is not None).at(run.step).to(latents.device)
-        held = pack(noised(latents, context, _own_noise(noise, latents), t))
+        num_extra = 0 if last is None else last[0, 0].numel()
+        held = pack(noised(latents, context, _own_noise(noise, latents, num_extra), t))
         mask = torch.zeros(1, held.shape[1], device=latents.device)
         if context is not None:
             mask[:, : context.shape[2] * latents.shape[3] * latents.shape[4]] = 1.0
@@ -234,9 +234,9 @@ def _step_noise(request: Denoise, has_last: bool) -> Draws:
     return Draws(request.seed, before, (one, num_tokens, channels))
 
 
-def _own_noise(noise: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+def _own_noise(noise: torch.Tensor, latents: torch.Tensor, num_extra: int) -> torch.Tensor:
     """That of the chunk's own tokens, which follow those of a last frame, as (B, C, F, H, W)."""
-    return unpack(noise[:, -latents[0, 0].numel() :], latents)
+    return unpack(noise[:, num_extra : num_extra + latents[0, 0].numel()], latents)
 
 
 def _known_shape(request: Denoise) -> tuple[int, ...]:

@@ -37,7 +37,9 @@ from farm.pools import default_pools, numerics
 from farm.resolve import resolve
 from farm.storyboard import parse_storyboard
 from farm.task import Denoise
+from pipelines import denoise
 from pipelines.frames import read_lossless
+from pipelines.stage import Progress
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # EulerDiscreteScheduler
@@ -214,3 +216,26 @@ def test_weights_of_the_autoencoder_are_in_no_key_of_denoising(tmp_path: Path) -
     shared = plans[0].tasks.keys() & plans[1].tasks.keys()
     assert {plans[0].tasks[k].stage for k in shared} == {"encode", "denoise"}
     assert {t.stage for k, t in plans[1].tasks.items() if k not in shared} == {"decode", "assemble"}
+
+
+RESUMED = ["cogvideox, text, dpm", "cogvideox 1.5, image, dpm", "ltx, conditions, first and last", "hunyuan 1.5, text",
+           "skyreels, text", "svd, image", "mochi, text", "wan, image, two experts"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_another_replica_goes_on_from_every_step_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    """Whatever a family carries from step to step, draws at a step or keeps in its scheduler is in the checkpoint."""
+    torch.set_num_threads(1)
+    case = CASES[name]
+    folder = tiny.save(case.make, tmp_path / "model")
+    board, _, paths = board_of(case, tmp_path)
+    plan, made = run(board | {"steps": 4}, folder, paths)
+    (task,) = (t for t in plan.tasks.values() if isinstance(t.request, Denoise))
+    inputs, kept = [made[k] for k in task.inputs], list[bytes]()
+    progress = Progress(keep=lambda step, data, is_last: kept.append(data), keep_every_steps=1)
+    components = [c for c, _ in task.components]
+    denoise.Stage(str(folder), components).run(task.request, inputs, progress)
+    assert len(kept) == 3
+    for data in kept:
+        again = denoise.Stage(str(folder), components).run(task.request, inputs, Progress(saved=data))
+        assert again.artifact == made[task.key]
