@@ -31,6 +31,7 @@ from typing import Any
 
 import ray
 
+from farm.checkpoint import check_fingerprints
 from farm.errors import (
     FarmError,
     Halted,
@@ -160,6 +161,9 @@ class Replica:
         self.helpers: Helpers | None = None  # of the task that runs here
         self.lent: tuple[int, str, dict[str, Any]] = (0, "", {})  # the last word of the controller on helpers
         self.assisting: tuple[str, Any, Any] | None = None  # key of another's task, its stage, predictions by slice
+        from pipelines.scratch import remove_orphans
+
+        remove_orphans()
         if MODEL_STAGES & set(spec.stages):
             import torch
 
@@ -358,6 +362,8 @@ class Replica:
         started = time.perf_counter()
         module = importlib.import_module(f"{self.spec.package}.{stage}")
         place = str(local_folder(folder, names)) if stage in WITH_WEIGHTS else folder
+        if place != folder:  # it may have changed there since the plan was made
+            check_fingerprints(Path(place), components)
         how = self.spec.placement.get(stage, {}) if stage in MODEL_STAGES else {}
         if frugal and stage in WITH_WEIGHTS:
             how = how | {"offload": "sequential"}

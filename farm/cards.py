@@ -142,8 +142,14 @@ def wan_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
                        contexts=("frames", "latents", "last_frame"), conditioning="context")  # fmt: skip
     elif kind == "WanImageToVideoPipeline":
         embed = {"embed": ("image_processor", "image_encoder")} if transformer.get("image_dim") else {}
+        modes: tuple[str, ...] = ("image", "first_last", "frames")
+        contexts: tuple[str, ...] = ("frames", "last_frame")
+        if transformer.get("pos_embed_seq_len"):  # embeddings of two pictures, never of one
+            modes, contexts = ("first_last",), ()
+        elif embed:
+            modes = ("image", "frames")
         card = replace(
-            card, modes=("image", "first_last", "frames"), contexts=("frames", "last_frame"), conditioning="whole",
+            card, modes=modes, contexts=contexts, conditioning="whole",
             blends=False, components={**card.components, **embed},
             settings=settings | {"vae": (("condition", "mask"),)},
         )  # fmt: skip
@@ -240,6 +246,7 @@ def hunyuan15_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
     card = replace(
         HUNYUAN15, rule=FrameRule(vae.get("temporal_compression_ratio", 4), 1), spatial_factor=spatial,
         multiple_px=spatial * transformer.get("patch_size", 1), latent_channels=vae.get("latent_channels", 32),
+        guidance=configs["guider"].get("guidance_scale", HUNYUAN15.guidance),
     )  # fmt: skip
     if index["_class_name"] == "HunyuanVideo15Pipeline":
         return card

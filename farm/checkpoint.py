@@ -14,7 +14,7 @@ import math
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,7 +152,7 @@ def _read_json(path: Path, *, missing: str) -> dict[str, Any]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    for file in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
+    for file in ("config.json", "scheduler_config.json", "tokenizer_config.json", "guider_config.json"):
         if (folder / file).is_file():
             return _read_json(folder / file, missing="")
     return {}
@@ -259,6 +259,18 @@ def num_parameters(folder: Path) -> int:
             header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
         total += sum(math.prod(v["shape"]) for k, v in header.items() if k != "__metadata__")
     return total
+
+
+def check_fingerprints(folder: Path, components: Sequence[tuple[str, str]]) -> None:
+    """Compare a fetched model with what its tasks were planned with.
+
+    Raises:
+        InputError: it is another one now.
+    """
+    for component, wanted in components:
+        if fingerprint_folder(folder / component) != wanted:
+            raise InputError(f"the model has changed where it lies since this was planned: {component}; render again")
+    _remembered.save()
 
 
 def hash_file(path: Path) -> str:

@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,9 @@ def _from_bucket(origin: str, components: Sequence[str] | None) -> Path:
             raise FileNotFoundError(f"there is no model_index.json in {origin}")
         wanted = [name for name in sorted(found) if _is_wanted(name, components)]
         noted = folder / "fetched.json"
-        have = json.loads(noted.read_text()) if noted.is_file() else {}
+        have: dict[str, Any] = {}
+        with suppress(OSError, ValueError):  # absent, or cut short: everything is fetched anew
+            have = json.loads(noted.read_text())
         lacking = [name for name in wanted if have.get(name) != _version(found[name]) or not (folder / name).is_file()]
         total, done, told_at = sum(found[name]["size"] for name in lacking), 0, 0.0
         for name in lacking:
@@ -103,7 +105,9 @@ def _from_bucket(origin: str, components: Sequence[str] | None) -> Path:
             part.replace(folder / name)
             done += found[name]["size"]
             have[name] = _version(found[name])
-            noted.write_text(json.dumps(have))
+            part = noted.with_suffix(".part")
+            part.write_text(json.dumps(have))
+            part.replace(noted)
         for name in set(have) - set(found):  # gone from the bucket: it must not be loaded beside what is new
             (folder / name).unlink(missing_ok=True)
     return folder

@@ -38,11 +38,12 @@ def write_job(store: Store, job: Job, files: Mapping[str, Path] | None = None) -
 
     The same job may come again with its model in another folder, or its storyboard in other words.
     """
-    for shot in (*job.film.shots, *job.film.unseen):
-        for file in shot.files:
+    given = {file.sha256: file for shot in (*job.film.shots, *job.film.unseen) for file in shot.files}
+    for file in given.values():
+        if not store.has(source_task(file)):
             data = (files or {})[file.sha256].read_bytes()  # a copy: the author's file may change
             if hashlib.sha256(data).hexdigest() != file.sha256:
-                raise InputError(f"shot {shot.id}: a file of it changed while the storyboard was read; try again")
+                raise InputError(f"{(files or {})[file.sha256]} changed while the storyboard was read; try again")
             store.put(source_task(file), data)
     store.publish(f"jobs/{job.id}/job.json", json.dumps(job.as_json(), indent=1).encode())
     store.publish(f"jobs/{job.id}/storyboard.yaml", job.storyboard.encode())

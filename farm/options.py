@@ -74,7 +74,8 @@ class Options(Strict):
 
     def placement_of(self, stage: str) -> dict[str, Any]:
         """The rest, which changes nothing that a stage makes."""
-        made: dict[str, Any] = {"offload": self.offload} if self.offload != "none" else {}
+        is_placed = self.offload != "none" and stage in ("encode", "denoise", "decode")
+        made: dict[str, Any] = {"offload": self.offload} if is_placed else {}
         return made | ({"slicing": True} if self.vae_slicing and stage == "decode" else {})
 
     def faults(self, stages: Iterable[str], *, has_gpus: bool) -> list[str]:

@@ -155,9 +155,10 @@ def check_options(pools: Mapping[str, Pool], cards: Iterable[ModelCard]) -> None
     """
     for card in cards:
         for name, pool in pools.items():
-            if pool.options.vae_tiling and not card.tiles:
-                key = f"pools.{name}.options.vae_tiling"
-                raise InputError(Problem(f"{key} must be off for {card.name}, whose autoencoder has no tiles", key))
+            for option in ("vae_tiling", "vae_slicing"):
+                if getattr(pool.options, option) and not card.tiles:
+                    key = f"pools.{name}.options.{option}"
+                    raise InputError(Problem(f"{key} must be off for {card.name}, whose autoencoder has it not", key))
 
 
 def lacking_packages(pools: Mapping[str, Pool]) -> list[Problem]:

@@ -15,7 +15,6 @@ from .cards import ModelCard
 from .checkpoint import Checkpoint
 from .document import Place, dotted, suggest
 from .errors import InputError, Problem
-from .fetch import is_elsewhere
 from .film import CRF, Film, FilmShot
 from .interpolation import default_method, rife_weights
 from .resolve_shots import Ground, ShotResolver, are, first_of
@@ -93,7 +92,9 @@ def only_shots(film: Film, ids: tuple[str, ...]) -> Film:
 def as_draft(film: Film, models: Sequence[Checkpoint]) -> Film:
     """A quarter of the steps at half the size (as the model allows): other keys, and a film to look at soon."""
     multiple = math.lcm(*(m.card.multiple_px for m in models))
-    sides = [_half(side, multiple, Fraction(str(film.scale))) for side in (film.width_px, film.height_px)]
+    sides = [film.width_px, film.height_px]
+    if not any(m.card.fixed_size for m in models):
+        sides = [_half(side, multiple, Fraction(str(film.scale))) for side in sides]
     shots, unseen = (
         tuple(replace(s, steps=max(models[s.model].card.min_steps, s.steps // 4)) for s in some)
         for some in (film.shots, film.unseen)
@@ -116,7 +117,7 @@ class _Resolver:
         self.ground = Ground(draft, top, (width, height), top.fps or card.fps)
         self.draft, self.top, self.done, self.fault = draft, top, self.ground.done, self.ground.fault
         self.index = {shot.id: i for i, shot in draft.shots}
-        self.index_of = index_of
+        self.index_of, self.models = index_of, models
         cards = [m.card for m in models]
         self.resolvers = [ShotResolver(self.ground, number, cards, index_of) for number in range(len(models))]
 
@@ -138,10 +139,10 @@ class _Resolver:
         for resolver in self.resolvers:
             self._warn_of_unknown_words(resolver)
         return Film(
-            title=top.title, model=_label(self.resolvers[0].card), width_px=ground.size[0], height_px=ground.size[1],
+            title=top.title, model=_label(self.models[0]), width_px=ground.size[0], height_px=ground.size[1],
             fps=ground.fps, seed=top.seed or 0, output_fps=top.output.fps or ground.fps, scale=top.output.scale,
             codec=top.output.codec, crf=self._crf(), interpolate=self._interpolate(), style=top.style or "",
-            models=tuple(_label(r.card) for r in self.resolvers), shots=tuple(shot for shot in shots if shot),
+            models=tuple(map(_label, self.models)), shots=tuple(shot for shot in shots if shot),
         )  # fmt: skip
 
     def _interpolate(self) -> str:
@@ -253,7 +254,7 @@ def _same_as(model: Checkpoint) -> tuple[str, str]:
     return model.folder, model.fingerprint
 
 
-def _label(card: ModelCard) -> str:
+def _label(model: Checkpoint) -> str:
     """A model's name as films and job ids know it: that of the hub or built in, else the family's, never a path."""
-    is_known = card.name == "builtin" or (is_elsewhere(card.name) and not Path(card.name).is_dir())
-    return card.name if is_known else card.family
+    is_known = model.name == "builtin" or (model.origin and "://" not in model.origin)
+    return model.name if is_known else model.card.family

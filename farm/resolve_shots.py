@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from .cards import ModelCard, stock_cards
 from .checkpoint import check_safetensors, hash_file
-from .chunks import cut_into_chunks, num_delivered, num_frames_of, round_half_up
+from .chunks import Chunk, cut_into_chunks, num_delivered, num_frames_of, round_half_up
 from .document import Place, dotted
 from .errors import InputError, Problem
 from .film import FilmImage, FilmLora, FilmShot, FilmTransition, binding_of
@@ -107,6 +107,15 @@ class ShotResolver:
                 f"{dotted(place)}: {ahead.name} goes on from the last frame of a chunk only, so motion may break off "
                 f"where its {len(chunks)} chunks join"
             )
+        if shot.last_image is not None and chunks:
+            self._check_end(place, shot, frames, chunks, ahead)
+        if (
+            held.next_model != self.model
+            and len(chunks) > 1
+            and (shot.references or first_of(shot.loras, self.top.loras, []))
+        ):
+            where = (*place, "continuity", "model")
+            self.fault(where, f"{dotted(where)} must not stand beside references or loras, which are one model's")
         whole = card.conditioning == "whole"  # each chunk would begin with the picture
         pictures = {"image": shot.image and whole, "last_image": shot.last_image, "references": shot.references}
         for key, there in pictures.items():
@@ -191,7 +200,7 @@ class ShotResolver:
         """What a shot gives must be what the model takes, and all that it needs."""
         card, name = self.card, dotted(place)
         for key, mode in (("image", "image"), ("last_image", "first_last"), ("references", "reference")):
-            if getattr(shot, key) and mode not in card.modes:
+            if getattr(shot, key) and mode not in card.modes and (key != "image" or "first_last" not in card.modes):
                 able = kinds_with(card.family, mode)
                 instead = f"; a checkpoint of {' or '.join(able)} takes it" if able else ""
                 message = f"{name}.{key} must not be there: {card.name} takes {', '.join(card.modes)}{instead}"
@@ -200,11 +209,33 @@ class ShotResolver:
             able = kinds_with(card.family, "text")
             instead = f", or a model of {' or '.join(able)}" if able else ""
             self.fault(place, f"{name} must have an image, with which {card.name} begins{instead}")
+        if card.modes == ("first_last",) and shot.last_image is None:
+            self.fault(place, f"{name} must have a last_image: {card.name} goes from one picture to another")
+        if (
+            not card.is_guided
+            and card.components.get("text")
+            and first_of(shot.negative_prompt, self.top.negative_prompt, "")
+        ):
+            self.warnings.append(f"{name}: {card.name} takes no negative prompt, so it is not used")
         reads, is_told = bool(card.components.get("text")), shot.prompt is not None or shot.prompts is not None
         if reads and not is_told:
             self.fault(place, f"{name} must have a prompt")
         if is_told and not reads:
             self.warnings.append(f"{name}: {card.name} reads no text, so its prompt is not used")
+
+    def _check_end(self, place: Place, shot: Shot, frames: int, chunks: Sequence[Chunk], ahead: ModelCard) -> None:
+        """The picture that a shot ends on is its last frame, so the last chunk must be shown whole."""
+        last, key = chunks[-1], dotted((*place, "frames" if shot.frames else "seconds"))
+        if surplus := last.generated - last.kept:
+            message = f"{key} must let the shot end where a chunk does, so that it ends on last_image"
+            self.fault((*place, "last_image"), f"{message}, got {frames} frames; try frames: {frames + surplus}")
+        if last.num_latents < 2:
+            self.fault(
+                (*place, "last_image"), f"{key} must leave room between the picture and last_image, got {frames}"
+            )
+        if len(chunks) > 1 and "first_last" not in ahead.modes:
+            where = (*place, "last_image")
+            self.fault(where, f"{dotted(where)} must not be there: {ahead.name}, which makes the end, takes none")
 
     def _references(self, place: Place, shot: Shot) -> tuple[FilmImage, ...]:
         """The pictures of what shall be seen, in their order."""
@@ -215,7 +246,7 @@ class ShotResolver:
     def _loras(self, place: Place, shot: Shot) -> tuple[FilmLora, ...]:
         where: Place = (*place, "loras") if shot.loras is not None else ("loras",)
         experts = [c for c in self.card.components["denoise"] if c.startswith("transformer")]
-        made = []
+        made: list[FilmLora] = []
         for k, asked in enumerate(first_of(shot.loras, self.top.loras, [])):
             name, path = dotted((*where, k)), Path(self.draft.document.file).parent / asked.path
             targets, fault = tuple(asked.targets or experts), ""
@@ -235,6 +266,8 @@ class ShotResolver:
                 continue
             digest = hash_file(path)
             self.files[digest] = path
+            if any(one.sha256 == digest and set(one.targets) & set(targets) for one in made):
+                self.fault((*where, k), f"{name} must not be there twice; say one weight")
             made.append(FilmLora(digest, asked.weight, targets))
         return tuple(made)
 

@@ -238,7 +238,7 @@ def _check_together(raw_shots: list[Any], document: Document) -> list[Problem]:
                 fault(i, other, f"{name} must have {one} or {other}, not both")
         if "seconds" not in shot and "frames" not in shot:
             fault(i, "", f"{name} must have a length: seconds or frames")
-        if "prompt" not in shot and "prompts" not in shot and "image" not in shot:  # the resolver knows the model
+        if "prompt" not in shot and "prompts" not in shot and not {"image", "continue_from"} & shot.keys():
             fault(i, "", f"{name} must have a prompt")
         shot_id = shot.get("id")
         if isinstance(shot_id, str):

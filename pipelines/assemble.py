@@ -36,6 +36,7 @@ from farm.task import (
 from .ffmpeg_commands import join_clips_command, metadata_text, mix_command, write_clip_command
 from .frames import Frame, write_lossless
 from .rolls import choose
+from .scratch import new_folder
 from .stage import Artifact, Progress, Result, as_bytes, as_path
 from .strips import num_inputs, read_all, read_strip
 
@@ -53,7 +54,7 @@ class Stage:
             return Result(choose(request, [as_bytes(m) for m in inputs]))
         if isinstance(request, TakeRoll):
             return Result(as_bytes(inputs[1 + json.loads(as_bytes(inputs[0]))["roll"]]))
-        folder = Path(tempfile.mkdtemp(prefix="longtake-"))
+        folder = new_folder()
         try:
             return Result(self._write(request, inputs, progress, folder))
         except BaseException:

@@ -46,7 +46,11 @@ class Stage:
         family = family_of(request.family)
         with resident([self.vae], device=self.device, offload=self.offload):
             if not family.streams or self.is_tiled:  # tiles lie in space, each through all frames
-                frames = [as_uint8(family.decode(self.vae, request, stretch)[0])]
+                video_CTHW = family.decode(self.vae, request, stretch)[0]
+                if request.halo_latents:  # the first latent frame stands for one frame, the others for as many each
+                    each = (video_CTHW.shape[1] - 1) // (stretch.shape[2] - 1)
+                    video_CTHW = video_CTHW[:, -each * (stretch.shape[2] - request.halo_latents) :]
+                frames = [as_uint8(video_CTHW)]
                 progress.advance(1, 1)
             else:
                 frames = self._decode_on(family, request, stretch, progress)

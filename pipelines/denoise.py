@@ -106,6 +106,7 @@ class Stage:
                               quantize=quantize if c.startswith("transformer") else "")
             for c in components
         }  # fmt: skip
+        self.is_cached = bool(cache)  # what a step leaves out depends on the steps before: slices stay together then
         self.models: list[Any] = [m for m in self.components.values() if isinstance(m, torch.nn.Module)]
         for model_ in self.models:
             speed_up(model_, attention=attention, compile=compile, cache=dict(cache))
@@ -128,15 +129,17 @@ class Stage:
             if getattr(one, "is_cache_enabled", False):
                 one._reset_stateful_cache()
         run = Run(request, scheduler, torch.Generator("cpu").manual_seed(request.seed), given)
-        family.set_timesteps(scheduler, request, self.components, self.device)
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)
         noise = noise_of(family, request, run.generator).to(self.device)
         latents_BCFHW = denoise(
             family.begin(run, noise),
             family=family,
             run=run,
-            predict=blend(grids_of(request), predicts, step_of=partial(step_of, scheduler), share=progress.share),
+            predict=blend(
+                grids_of(request),
+                predicts,
+                step_of=partial(step_of, scheduler),
+                share=None if self.is_cached else progress.share,
+            ),
             progress=progress,
             rgb_matrix=self.rgb_matrix,
         )
@@ -147,13 +150,16 @@ class Stage:
         first_lora = len(inputs) - len(request.loras)
         use_loras(family_of(request.family).lora_pipeline, self.components, request.loras, inputs[first_lora:])
         tensors = [{k: v.to(self.device) for k, v in load(as_bytes(i)).items()} for i in inputs[:first_lora]]
+        family, scheduler = family_of(request.family), self.components["scheduler"]
+        family.set_timesteps(scheduler, request, self.components, self.device)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
         texts: list[Tensors] = [t for t in tensors if "embeds" in t]
         condition = {k: v for t in tensors if "embeds" not in t for k, v in t.items()}
         known, made = request.context_latents, {}
         context = condition["latents"][:, :, -known:] if known else None
         if context is not None and context.shape[2] != known:
             raise ValueError(f"the context must have {known} latent frames, got {context.shape[2]}")
-        family = family_of(request.family)
         for number, s in ((i, s) for grid in grids_of(request) for i, s in grid.items()):
             text = {} if s.prompt is None else texts[s.prompt]
             negative = None if s.negative is None else texts[s.negative]
@@ -169,5 +175,6 @@ class Stage:
         """Predict some slices for a take that another process owns: latents by index, and `t`, to predictions."""
         parts = {k: v.to(self.device) for k, v in load(payload).items()}
         (t,) = parts.pop("t")
-        made: bytes = save({i: predicts[int(i)](part, t).cpu().contiguous() for i, part in parts.items()})
+        with resident(self.models, device=self.device, offload=self.offload):
+            made: bytes = save({i: predicts[int(i)](part, t).cpu().contiguous() for i, part in parts.items()})
         return made

@@ -67,11 +67,11 @@ def read_known(known: Known, inputs: Sequence[Artifact]) -> Pictures:
         data = as_bytes(next(sources))
         first.extend([fit_picture(data, known, known.first_fit)] if known.first_fit else read_lossless(data))
     last = fit_picture(as_bytes(next(sources)), known, known.last_fit) if known.last_fit else None
-    references = [fit_picture(as_bytes(next(sources)), known, fit) for fit in known.reference_fits]
+    references = [fit_picture(as_bytes(next(sources)), known, f, around="white") for f in known.reference_fits]
     return Pictures(list(first), last, references)
 
 
-def fit_picture(data: bytes, known: Known, fit: str) -> Frame:
+def fit_picture(data: bytes, known: Known, fit: str, *, around: str = "black") -> Frame:
     """A picture at the film's size, RGB, turned as its EXIF says; resized by Lanczos, as stock diffusers does."""
     with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as opened:
         picture = ImageOps.exif_transpose(opened).convert("RGB")
@@ -79,7 +79,7 @@ def fit_picture(data: bytes, known: Known, fit: str) -> Frame:
     if fit == "cover":
         picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
     elif fit == "contain":
-        picture = ImageOps.pad(picture, size, Image.Resampling.LANCZOS)
+        picture = ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=around)
     elif picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(picture, np.uint8)

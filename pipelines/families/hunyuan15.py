@@ -49,7 +49,7 @@ class HunyuanVideo15(HunyuanVideo):
 
     def make_predict(self, components: Mapping[str, Any], request: Denoise, given: Given) -> Predict:
         model, scheduler = components["transformer"], components["scheduler"]
-        guider = components["guider"].new(guidance_scale=request.guidance)
+        guider = components["guider"].new(guidance_scale=request.guidance if given.negative is not None else 1.0)
         picture, images = given.condition.get("picture"), given.condition.get("image_embeds")
         negative: Mapping[str, Any] = given.negative or dict.fromkeys(given.text)
         names = dict(zip(TEXTS, ("embeds", "mask", "embeds_2", "mask_2"), strict=True))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from farm.task import JoinClips, Strip, WriteClip
 from pipelines.assemble import Stage, run_ffmpeg
 from pipelines.ffmpeg_commands import join_clips_command, metadata_text, write_clip_command
 from pipelines.frames import write_lossless
+from pipelines.scratch import new_folder, remove_orphans
 from pipelines.stage import Progress
 from pipelines.strips import retime
 
@@ -121,3 +125,23 @@ def test_what_ffmpeg_says_is_passed_on(tmp_path: Path) -> None:
     )
     with pytest.raises(RuntimeError, match="No such file or directory"):
         run_ffmpeg(command, feed=[])
+
+
+def test_what_a_killed_process_was_making_goes_when_another_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = "from pipelines.scratch import new_folder; print(new_folder(), flush=True); import time; time.sleep(60)"
+    made = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}
+    )
+    assert made.stdout is not None
+    theirs, ours = Path(made.stdout.readline().strip()), new_folder()
+    (theirs / "clip.mp4").write_bytes(b"half")
+    assert remove_orphans() == []
+    made.kill()
+    made.wait(10)
+    made.stdout.close()
+    assert remove_orphans() == [theirs]
+    assert ours.is_dir()
+    assert not theirs.exists()

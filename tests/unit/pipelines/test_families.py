@@ -29,6 +29,7 @@ from family_cases import (
 )
 from in_process import plan_of, resolve_board, run_plan
 from PIL import Image
+from safetensors.torch import load, save
 
 from farm.checkpoint import find_checkpoint
 from farm.errors import InputError
@@ -239,3 +240,35 @@ def test_another_replica_goes_on_from_every_step_to_the_same_bits(name: str, tmp
     for data in kept:
         again = denoise.Stage(str(folder), components).run(task.request, inputs, Progress(saved=data))
         assert again.artifact == made[task.key]
+
+
+@pytest.mark.parametrize("name", [n for n in LONG if n.split(",")[0] in ("skyreels", "hunyuan 1.5", "ltx", "vace")])
+def test_a_helper_that_has_done_nothing_yet_predicts_the_owners_bits(name: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    case = CASES[name]
+    folder = tiny.save(case.make, tmp_path / "model")
+    board, _, paths = board_of(case, tmp_path)
+    plan, made = run(board | {"steps": 4}, folder, paths)
+    (task,) = (t for t in plan.tasks.values() if isinstance(t.request, Denoise))
+    inputs, components = [made[k] for k in task.inputs], [c for c, _ in task.components]
+    owner, helper = (denoise.Stage(str(folder), components) for _ in range(2))
+    predicts, _ = owner.predicts(task.request, inputs)
+    helpers, _ = helper.predicts(task.request, inputs)
+    latents = torch.randn(task.request.latent_shape, generator=torch.Generator().manual_seed(1))
+    for t in owner.components["scheduler"].timesteps:
+        with torch.no_grad():
+            expected = predicts[0](latents, t)
+        told = load(helper.assist(helpers, save({"0": latents, "t": t.reshape(1)})))["0"]
+        assert torch.equal(told, expected)
+
+
+def test_a_shot_ends_on_its_last_image_or_is_refused(tmp_path: Path) -> None:
+    case = CASES["vace, first and last image, reference"]
+    folder = tiny.save(case.make, tmp_path / "model")
+    board, _, _ = board_of(case, tmp_path)
+    board["shots"][0]["frames"] = 8
+    with pytest.raises(InputError, match=r"got 8 frames; try frames: 9"):
+        plan_of(board, folder)
+    board["shots"][0]["frames"] = 1
+    with pytest.raises(InputError, match=r"must leave room between the picture and last_image"):
+        plan_of(board, folder)

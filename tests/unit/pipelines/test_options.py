@@ -151,3 +151,19 @@ def test_options_stand_where_their_stage_is(tmp_path: Path) -> None:
     assert "pools.a.options.vae_tiling must stand in a pool that serves decode" in str(e.value)
     assert "pools.b.options.compile must stand in a pool that serves denoise" in str(e.value)
     assert default_pools(num_cpus=2, num_gpus=0)["denoise"].options == Options()
+
+
+def test_tiled_takes_in_one_stream_have_the_frames_of_the_whole(tmp_path: Path) -> None:
+    """Pictures smaller than a tile: every piece must be what the stream's own decoder gives."""
+    torch.set_num_threads(1)
+    folder = save_model(CASES["skyreels, text"].make, tmp_path / "model")
+    board, _, _ = board_of(CASES["skyreels, text"], tmp_path)
+    board["shots"][0]["frames"], board["steps"] = 20, 1
+    board["continuity"] = {"chunk_frames": 9, "overlap_frames": 5, "context": "latents"}
+    plans = [plan_with(board, folder), plan_with(board, folder, vae_tiling=True)]
+    shown = []
+    for plan in plans:
+        made = run_plan(plan)
+        shown.append(np.stack([f for k in plan.shots[0].frames for f in read_lossless(made[k])]))
+    assert len(shown[0]) == 20
+    assert np.array_equal(*shown)
