@@ -73,7 +73,10 @@ def model_table(rows: list[dict[str, Any]], *, is_one: bool = False) -> list[str
             f"{row['model']:<46} {row['modes']:<43} {row['contexts']:<27} {_yes(row['blends']):<6} {row['rule']:<6} "
             f"{row['size']:<9} {row['fps']:<5g} {_yes(row['takes_loras'])}"
         )
-    lines += ["", "weights in GiB of published models, as bfloat16 (float32: twice as much)"]
+    lines += [
+        "",
+        "about GiB of weights of published models, as bfloat16 (float32: twice as much); of yours: farm models FOLDER",
+    ]
     lines += [f"{'model':<30} {'encode':>7} {'denoise':>8} {'decode':>7}"]
     published = {name: gib for row in rows for name, gib in row.get("gib", {}).items()}
     for name, gib in published.items():

@@ -74,8 +74,8 @@ class ModelCard:
     vocabulary: tuple[str, ...] = ()  # all words that a model with a closed vocabulary knows
     middle_mark: str = ""  # ends a prompt where the chunk lies in the middle of a stream
     latent_rgb: Matrix = ()  # one row a channel, then the bias
-    # published models: name, then billions of parameters of encoders, of the transformer (both experts), of the
-    # autoencoder; rounded, from their model cards
+    # published models: name, then about how many billions of parameters encoders, the transformer (both experts) and
+    # the autoencoder have; rounded and not counted here: `farm models FOLDER` counts those of a checkpoint
     published: tuple[tuple[str, float, float, float], ...] = ()
 
     @property
@@ -133,8 +133,7 @@ def wan_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
         latent_rgb=WAN21_RGB if channels == 16 else (),
     )
     if boundary is not None:
-        low = 3.5 if kind == "WanImageToVideoPipeline" else 3.0
-        high = 3.5 if kind == "WanImageToVideoPipeline" else 4.0
+        high, low = (3.5, 3.5) if kind == "WanImageToVideoPipeline" else (4.0, 3.0)
         denoise = ("transformer", "transformer_2", "scheduler")
         card = replace(card, steps=40, guidance=high, guidance_low=low, components=CORE | {"denoise": denoise})
     if per_token:  # the first latent frames may be given; trained with one

@@ -8,6 +8,7 @@ which several first frames stand as one does.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -221,8 +222,12 @@ def _is_condition(request: Denoise) -> bool:
     return bool(dict(request.settings)["pipeline"] == "condition")
 
 
+@functools.lru_cache(maxsize=2)
 def _step_noise(request: Denoise, has_last: bool) -> Draws:
-    """The noise on known frames, drawn after the latents' noise and the samples of the known frames."""
+    """The noise on known frames, drawn after the latents' noise and the samples of the known frames.
+
+    One for a task: its prediction and its step ask for the same, and each step's follows from the one before.
+    """
     before: list[tuple[int, ...]] = [request.latent_shape]
     one, channels, _, rows, columns = request.latent_shape
     num_tokens = request.latent_shape[2] * rows * columns

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_checkpoints import make_wan
 
-from farm.checkpoint import find_checkpoint
+from farm.checkpoint import check_fingerprints, find_checkpoint
 from farm.errors import InputError
 from farm.fetch import local_folder
 from farm.jobs import _checkpoint
@@ -82,3 +82,22 @@ def test_what_cannot_be_fetched_is_refused(bucket: Path, name: str, told: str) -
 
 def test_a_folder_is_itself(bucket: Path) -> None:
     assert local_folder(str(bucket), ("vae",)) == bucket
+
+
+def test_a_list_that_was_cut_short_costs_a_fetch_and_no_more(bucket: Path) -> None:
+    uri = f"file://{bucket}"
+    folder = local_folder(uri, ("vae",))
+    noted = folder / "fetched.json"
+    whole = noted.read_text()
+    noted.write_text(whole[: len(whole) // 2])
+    assert local_folder(uri, ("vae",)) == folder
+    assert noted.read_text() == whole
+
+
+def test_a_model_that_changed_since_the_plan_is_refused(bucket: Path) -> None:
+    checkpoint = find_checkpoint(f"file://{bucket}", beside=Path())
+    planned = tuple(checkpoint.fingerprints.items())
+    check_fingerprints(Path(checkpoint.folder), planned)
+    shutil.copytree(make_wan(bucket.parent / "other", seed=1) / "vae", bucket / "vae", dirs_exist_ok=True)
+    with pytest.raises(InputError, match=r"has changed where it lies since this was planned: vae"):
+        check_fingerprints(local_folder(checkpoint.place), planned)

@@ -152,6 +152,8 @@ def test_bad_loras_are_refused_in_the_plan(how: dict[str, Any], told: str, tmp_p
     asked = how | {"path": str(tmp_path / how["path"])}
     with pytest.raises(InputError, match=told):
         plan_of(board | {"loras": [asked]}, folder)
+    with pytest.raises(InputError, match=r"loras\[1\] must not be there twice"):
+        plan_of(board | {"loras": [{"path": str(file)}, {"path": str(file), "weight": 0.5}]}, folder)
     svd = save_model(CASES["svd, image"].make, tmp_path / "svd")
     other, _, _ = board_of(CASES["svd, image"], tmp_path)
     with pytest.raises(InputError, match=r"must not be there: diffusers loads none"):

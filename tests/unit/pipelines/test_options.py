@@ -151,6 +151,8 @@ def test_options_stand_where_their_stage_is(tmp_path: Path) -> None:
     assert "pools.a.options.vae_tiling must stand in a pool that serves decode" in str(e.value)
     assert "pools.b.options.compile must stand in a pool that serves denoise" in str(e.value)
     assert default_pools(num_cpus=2, num_gpus=0)["denoise"].options == Options()
+    placed = {s for s in STAGES if Options(offload="model").placement_of(s)}
+    assert placed == {"encode", "denoise", "decode"}  # the others load no model of diffusers
 
 
 def test_tiled_takes_in_one_stream_have_the_frames_of_the_whole(tmp_path: Path) -> None:
