@@ -114,7 +114,8 @@ class Attempts:
             words = f"pool {slot.pool} asked for {asked(pool)} and got none in {pool.start_timeout_s:g} s"
             reason = f"{words}; {self.hands.cluster()}"
         except ReplicaLost as e:
-            failures[slot.pool] += 1
+            if slot.start_failures >= failures[slot.pool]:  # what was asked for together and lost together counts once
+                failures[slot.pool] += 1
             reason = f"a replica of pool {slot.pool} could not start: {e}"
         if not reason:
             return self.dispatch()

@@ -78,6 +78,7 @@ class Slot:
     lent_to: str = ""  # key of the task, run by another replica, that it predicts slices for while it is idle
     is_prepared: bool = False  # for that
     idle_since: float = 0.0
+    start_failures: int = 0  # of its pool when it was asked for
     status: Status | None = None
     failed: dict[str, None] = field(default_factory=dict)  # keys of tasks
 
@@ -192,5 +193,6 @@ class Fleet:
             checkpoint_s=pool.checkpoint.seconds, checkpoint_steps=pool.checkpoint.steps,
         )  # fmt: skip
         avoid = nodes_to_avoid(self.replaced, self.hands.nodes()) if self.replaced else []
-        slot = self.slots[replica] = Slot(replica, name, self.hands.start(spec, pool, avoid=avoid))
+        handle = self.hands.start(spec, pool, avoid=avoid)
+        slot = self.slots[replica] = Slot(replica, name, handle, start_failures=self.start_failures[name])
         return slot

@@ -299,7 +299,7 @@ def _as_bytes(value: Mapping[str, Any]) -> bytes:
 
 def write_attempt(store: Store, attempt: Attempt) -> None:
     """Note how an attempt ended. The first record of an attempt stays."""
-    store.put_record(f"jobs/{attempt.job}/attempts/{attempt.attempt_id}.json", asdict(attempt))
+    store.put_record(f"jobs/{attempt.job}/attempts/{attempt.attempt_id}.json", vars(attempt))
 
 
 def read_attempts(store: Store, job_id: str) -> list[Attempt]:

@@ -34,8 +34,8 @@ SCHEMA = pa.schema(
 
 def row_of(attempt: Attempt) -> dict[str, Any]:
     """An attempt as a row: times are seconds since the epoch."""
-    row = asdict(attempt)
-    told = row.pop("info")
+    row, told = dict(vars(attempt)), attempt.info
+    del row["info"]
     energy = told.get("energy_j")
     return {**row, "gpu_s": attempt.gpu_s, "energy_j": energy, "info": json.dumps(told, sort_keys=True)}
 

@@ -237,7 +237,7 @@ class Store:
 
     def put_record(self, path: str, record: Mapping[str, Any]) -> bool:
         """Write a small JSON object if absent; False where one was there."""
-        return self.put_if_absent(path, json.dumps(record, indent=1, sort_keys=True).encode())
+        return self.put_if_absent(path, json.dumps(record, sort_keys=True).encode())
 
     def record(self, path: str) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(self.cat(path))

@@ -5,12 +5,12 @@ Half of the seeds are always the same; the other half come from the commit, so t
 
 from __future__ import annotations
 
+import asyncio
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ from bound import makespan_bound
 
 from farm import attempts, dispatch, journal
 from farm.control import Control
+from farm.errors import ReplicaLost
 from farm.failure import Retry
 from farm.plan import Plan, tasks_to_run
-from farm.simulate import SECONDS, World
+from farm.pools import Bounds, Pool
+from farm.simulate import SECONDS, World, faults_of_many
+from farm.simulated import SimReplica
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,26 +37,20 @@ def seed_of_commit() -> int:
     return int(told.stdout[:12] or "1", 16)
 
 
-def faults_of(seed: int) -> list[str]:
-    return [f"seed {seed}: {fault}" for fault in World(seed).run()]
-
-
-def faults_of_many(count: int) -> list[str]:
+def seeds(count: int) -> list[int]:
     first = seed_of_commit() * 10**6
-    seeds = [*range(count // 2), *range(first, first + count - count // 2)]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        return [fault for faults in pool.map(faults_of, seeds, chunksize=20) for fault in faults]
+    return [*range(count // 2), *range(first, first + count - count // 2)]
 
 
 @pytest.mark.timeout(600)
 def test_a_thousand_worlds_end_well() -> None:
-    assert not faults_of_many(1000)
+    assert not list(faults_of_many(seeds(1000)))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_ten_thousand_worlds_end_well() -> None:
-    assert not faults_of_many(10_000)
+    assert not list(faults_of_many(seeds(10_000)))
 
 
 def test_worlds_are_large_and_break_often_enough() -> None:
@@ -203,3 +200,36 @@ def test_a_control_can_be_changed_for_a_world() -> None:
     seen: list[Control] = []
     World(3, control=seen.append).run()
     assert seen
+
+
+def test_replicas_that_are_lost_together_while_they_start_count_as_one_failure() -> None:
+    lost: list[str] = []
+
+    def unlucky(control: Control) -> None:
+        place = control.hands.place
+
+        async def place_or_lose(replica: SimReplica) -> tuple[str, int]:
+            if replica.spec.pool == "denoise" and len(lost) < 8:
+                lost.append(replica.spec.name)
+                await asyncio.sleep(1.0)
+                raise ReplicaLost("its node went")
+            return await place(replica)
+
+        control.hands.place = place_or_lose
+
+    world = World(3, num_faults=0, min_tasks=1, control=unlucky)
+    world.pools["denoise"] = Pool(stages=["denoise"], replicas=Bounds(min=4, max=4))
+    assert not world.run()
+    assert len(lost) == 8 and set(world.ended_as) == {"completed"}
+
+
+def test_a_pool_whose_replicas_never_start_fails_its_films() -> None:
+    def hopeless(control: Control) -> None:
+        async def place(replica: SimReplica) -> tuple[str, int]:
+            raise ReplicaLost("it cannot start here")
+
+        control.hands.place = place
+
+    world = World(3, num_faults=0, min_tasks=1, control=hopeless)
+    world.run()
+    assert set(world.ended_as) == {"failed"}
