@@ -69,6 +69,7 @@ class FilmShot:
     steps: int
     guidance: float
     guidance_low: float
+    next_guidance: tuple[float, float]  # the same two of the model that goes on
     num_delivered: int
     mode: str  # of continuity, as are the next; a shot of one chunk does not use them, but they are its author's
     chunk_frames: int

@@ -33,6 +33,7 @@ from .task import (
 
 ROLL_SEED = 1_000_003  # from one try at a chunk to the next
 Numerics = Mapping[str, tuple[tuple[str, Any], ...]]  # stage to what its pools fix: dtype and the like
+PRECISE: tuple[tuple[str, Any], ...] = (("dtype", "float32"),)  # of what encodes pictures
 
 
 @dataclass(frozen=True)
@@ -316,7 +317,9 @@ class ShotPlanner:
         film, model, begins = self.film, self.model_for(shot, chunks[0]), chunks[0].first_latent
         card = model.card
         together = len(chunks) > 1
-        guided = card.is_guided and shot.guidance > 1  # as in diffusers, the high-noise expert's guidance decides
+        goes_on = model is not self.models[shot.model]
+        high, low = shot.next_guidance if goes_on else (shot.guidance, shot.guidance_low)
+        guided = card.is_guided and high > 1  # as in diffusers, the high-noise expert's guidance decides
         texts: dict[str, None] = {}  # keys, in order
 
         def index_of(prompt: str, label: str) -> int:
@@ -336,8 +339,8 @@ class ShotPlanner:
         rows, columns = film.height_px // card.spatial_factor, film.width_px // card.spatial_factor
         length = given.lead_latents + slices[-1].first_latent + slices[-1].num_latents
         request = Denoise(
-            card.family, given.mode, (1, card.latent_channels, length, rows, columns), shot.steps, shot.guidance,
-            shot.guidance_low, shot.seed + k + ROLL_SEED * attempt.roll, tuple(slices),
+            card.family, given.mode, (1, card.latent_channels, length, rows, columns), shot.steps, high,
+            low, shot.seed + k + ROLL_SEED * attempt.roll, tuple(slices),
             fps=film.fps if card.fps_conditioned else 0.0, context_latents=given.context_latents,
             noise=shot.noise if together else "independent",
             anchor=shot.anchor and together, shift=shot.shift and together,
@@ -389,10 +392,11 @@ class ShotPlanner:
     ) -> str:  # fmt: skip
         """A task of a stage with the components for one kind of its work."""
         used = tuple((c, model.fingerprints[c]) for c in model.card.components[work])
+        numerics = PRECISE if stage == "encode" and work != "text" else self.numerics[stage]
         request, inputs = (attempt or _Try()).wrap(request, inputs, shot)
         task = make_task(
             stage, request, inputs=inputs, components=used,
-            numerics=self.numerics[stage], extension="mkv" if stage == "decode" else "safetensors",
+            numerics=numerics, extension="mkv" if stage == "decode" else "safetensors",
             model=model.place, label=label,
             cost=0 if attempt and attempt.measure else cost, near=near,
         )  # fmt: skip

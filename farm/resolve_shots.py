@@ -71,7 +71,7 @@ class ShotResolver:
         top, card, fps = self.top, self.card, self.fps
         place: Place = ("shots", i)
         held = self.continuity((*place, "continuity"), shot.continuity)
-        high, low = self._guidance(place, shot)
+        high, low = self._guidance(place, shot, self.card)
         self._check_given(place, shot)
         if held is None or (shot.seconds is None and shot.frames is None):
             return None
@@ -140,6 +140,7 @@ class ShotResolver:
             steps=self._steps(place, shot),
             guidance=high,
             guidance_low=low,
+            next_guidance=self._guidance(place, shot, ahead) if ahead is not card else (high, low),
             num_delivered=num_delivered(frames, fps=fps, output_fps=top.output.fps or fps),
             **vars(held),
         )
@@ -315,8 +316,9 @@ class ShotResolver:
             self.fault(where, f"{dotted(where)} must be at least {least} for {self.card.name}, got {asked}")
         return asked
 
-    def _guidance(self, place: Place, shot: Shot) -> tuple[float, float]:
-        top, card = self.top, self.card
+    def _guidance(self, place: Place, shot: Shot, card: ModelCard) -> tuple[float, float]:
+        """Of the high-noise and of the low-noise expert; the same where there is one."""
+        top = self.top
         where = (*place, "guidance") if shot.guidance is not None else ("guidance",)
         asked = shot.guidance if shot.guidance is not None else top.guidance
         if asked is None:

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from farm_process import farm
 from s3_server import BUCKET, Harm, credentials, harmful_proxy, s3_server
+from tiny_checkpoints import make_wan
 
+from farm.checkpoint import find_checkpoint
 from farm.errors import DamagedError, InputError
+from farm.fetch import local_folder
 from farm.keys import make_task
 from farm.store import Store, artifact_path
 from farm.task import EncodeText
@@ -115,3 +118,20 @@ def test_a_damaged_artifact_is_rendered_again(tmp_path: Path) -> None:
     assert [p.read_bytes() for p in sorted((tmp_path / "a").glob("*.png"))] == [
         p.read_bytes() for p in sorted((tmp_path / "b").glob("*.png"))
     ]
+
+
+def test_a_model_in_a_bucket_is_fetched_component_by_component(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_wan(tmp_path / "wan")
+    harm = Harm(fail=0.1, cut=0.05)
+    with harmful_proxy(server, harm) as url:
+        store = store_at(url, "models", monkeypatch)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            store.publish(f"wan/{path.relative_to(folder)}", path.read_bytes())
+        origin = f"s3://{BUCKET}/models/wan"
+        alone = local_folder(origin, ("vae",))
+        assert {p.name for p in alone.iterdir() if p.is_dir()} == {"vae"}
+        there = find_checkpoint(origin, beside=Path())
+    assert there.fingerprints == find_checkpoint(str(folder), beside=Path()).fingerprints

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+from hub_server import COMMIT, hub_server
 from tiny_checkpoints import make_wan
 
 from farm.checkpoint import check_fingerprints, find_checkpoint
@@ -101,3 +104,37 @@ def test_a_model_that_changed_since_the_plan_is_refused(bucket: Path) -> None:
     shutil.copytree(make_wan(bucket.parent / "other", seed=1) / "vae", bucket / "vae", dirs_exist_ok=True)
     with pytest.raises(InputError, match=r"has changed where it lies since this was planned: vae"):
         check_fingerprints(local_folder(checkpoint.place), planned)
+
+
+def test_a_model_of_the_hub_is_pinned_to_its_commit_and_fetched_component_by_component(tmp_path: Path) -> None:
+    folder = make_wan(tmp_path / "wan")
+    (folder / "whole.safetensors").write_bytes(b"x" * 1000)
+    (folder / "vae" / "model.bin").write_bytes(b"pickled")
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from farm.checkpoint import find_checkpoint
+        from farm.fetch import local_folder
+        first = local_folder("org/wan@v1", ("vae",))
+        print(sorted(p.name for p in first.iterdir()), flush=True)
+        there = find_checkpoint("org/wan@v1", beside=Path())
+        same = find_checkpoint(sys.argv[1], beside=Path())
+        assert there.fingerprints == same.fingerprints
+        print(there.place)
+    """
+    with hub_server(folder, "org/wan") as hub:
+        environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {
+            "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1",
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        }  # fmt: skip
+        told = subprocess.run(
+            [sys.executable, "-c", code, str(folder)], env=environment, text=True, capture_output=True, timeout=100
+        )
+    assert told.returncode == 0, told.stderr
+    listed, place = told.stdout.splitlines()
+    assert listed == "['model_index.json', 'vae']"
+    assert place == f"org/wan@{COMMIT}"
+    assert "v1" in hub.revisions
+    weights = "vae/diffusion_pytorch_model.safetensors"
+    assert hub.served[weights] == 1
+    assert not {"whole.safetensors", "vae/model.bin"} & set(hub.served)

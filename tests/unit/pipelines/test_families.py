@@ -188,6 +188,27 @@ def test_another_model_goes_on_from_the_first_chunk(tmp_path: Path) -> None:
         resolve(parse_storyboard(blend.encode(), file="b.yaml"), models[0], others={str(second): models[1]})
 
 
+def test_each_of_two_models_has_its_own_guidance_unless_one_is_asked_for(tmp_path: Path) -> None:
+    names = ("wan, text", "wan, image, two experts")
+    first, second = (tiny.save(CASES[name].make, tmp_path / name) for name in names)
+    models = [find_checkpoint(str(f), beside=tmp_path) for f in (first, second)]
+    board: dict[str, Any] = {
+        "size": "64x48", "continuity": {"chunk_frames": 9, "context": "last_frame", "model": str(second)},
+        "shots": [{"id": "a", "prompt": "a ball", "frames": 17}],
+    }  # fmt: skip
+    for asked, told in ((None, [(5.0, 5.0), (3.5, 3.5)]), ({"high": 2.0, "low": 1.5}, []), (2.0, [(2.0, 2.0)] * 2)):
+        draft = parse_storyboard(yaml.safe_dump(board | ({"guidance": asked} if asked else {})).encode(), file="b.yaml")
+        if not told:  # a pair, of which the first model has one
+            with pytest.raises(InputError, match="one number"):
+                resolve(draft, models[0], others={str(second): models[1]})
+            continue
+        resolved = resolve(draft, models[0], others={str(second): models[1]})
+        pools = numerics(default_pools(num_cpus=2, num_gpus=0))
+        plan = make_plan(resolved.film, resolved.models, pools, container="mp4", stills=False)
+        requests = [t.request for t in plan.tasks.values() if isinstance(t.request, Denoise)]
+        assert [(r.guidance, r.guidance_low) for r in requests] == told
+
+
 @pytest.mark.parametrize("name", [n for n in LONG if n != "wan, image, two experts"])
 def test_a_stage_opens_no_files_but_those_of_its_components(name: str, tmp_path: Path) -> None:
     case = CASES[name]

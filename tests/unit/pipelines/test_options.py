@@ -20,7 +20,7 @@ from farm.errors import InputError
 from farm.options import Options
 from farm.plan import Plan, make_plan
 from farm.pools import Pool, default_pools, load_pools, numerics
-from farm.task import Decode, Denoise, EncodeText
+from farm.task import Decode, Denoise, EmbedFrames, EncodeFrames, EncodeText
 from pipelines.frames import read_lossless
 
 STAGES = ["encode", "denoise", "decode", "interpolate", "assemble"]
@@ -109,6 +109,17 @@ def test_placement_is_in_no_key_and_approximations_are(tmp_path: Path) -> None:
         assert not set(keys_of(changed, Denoise)) & set(keys_of(plain, Denoise))
     encoded = plan_with(board, folder, quantize={"text_encoder": "int8"})
     assert not set(keys_of(encoded, EncodeText)) & set(keys_of(plain, EncodeText))
+
+
+def test_what_is_said_of_text_encoders_leaves_the_encodings_of_pictures_as_they_are(tmp_path: Path) -> None:
+    case = CASES["wan, image, clip"]
+    folder = save_model(case.make, tmp_path / "model")
+    board, _, _ = board_of(case, tmp_path)
+    plain, changed = plan_with(board, folder), plan_with(board, folder, quantize={"text_encoder": "int8"})
+    assert keys_of(plain, EncodeFrames) and keys_of(plain, EmbedFrames)
+    for kind in (EncodeFrames, EmbedFrames):
+        assert keys_of(changed, kind) == keys_of(plain, kind)
+    assert not set(keys_of(changed, EncodeText)) & set(keys_of(plain, EncodeText))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
