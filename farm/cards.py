@@ -73,6 +73,14 @@ class ModelCard:
     even_latents: bool = False  # one more latent frame leads where their number is odd
     vocabulary: tuple[str, ...] = ()  # all words that a model with a closed vocabulary knows
     middle_mark: str = ""  # ends a prompt where the chunk lies in the middle of a stream
+    splits: tuple[str, ...] = ()  # what a gang can share: sequence (tokens), guidance (its two passes)
+    splits_text: str = ""  # where the prompt's tokens stand in the video's sequence: fixed number, or masked
+    num_heads: int = 0
+    width: int = 0  # of the transformer's hidden states
+    out_width: int = 0  # of a token of its prediction
+    num_blocks: int = 0
+    block_weights: int = 0  # of a block, that every token of the video meets
+    patch: tuple[int, int, int] = (1, 1, 1)  # latent frames, rows and columns of a token
     latent_rgb: Matrix = ()  # one row a channel, then the bias
     # published models: name, then about how many billions of parameters encoders, the transformer (both experts) and
     # the autoencoder have; rounded and not counted here: `farm models FOLDER` counts those of a checkpoint
@@ -98,7 +106,7 @@ class ModelCard:
 WAN = ModelCard(
     name="wan", family="wan", modes=("text",), contexts=(), rule=FrameRule(4, 1), size=(832, 480), fps=16.0,
     multiple_px=16, spatial_factor=8, latent_channels=16, steps=50, guidance=5.0, chunk_frames=81, overlap_frames=5,
-    max_tokens=512, halo_latents=39, latent_rgb=WAN21_RGB,
+    max_tokens=512, halo_latents=39, latent_rgb=WAN21_RGB, splits=("sequence", "guidance"),
     published=(
         ("Wan2.1 1.3B", 5.7, 1.4, 0.13), ("Wan2.1 14B", 5.7, 14.3, 0.13), ("Wan2.2 A14B", 5.7, 28.6, 0.13),
         ("Wan2.2 TI2V 5B", 5.7, 5.0, 0.7),
@@ -122,8 +130,14 @@ def wan_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
         raise ValueError(f"scale factors must be at least 1, got {spatial} and {temporal}")
     settings: dict[str, Settings] = {"denoise": (("boundary_ratio", boundary), ("expand_timesteps", per_token))}
     channels = vae.get("z_dim", 16)
+    heads, dim = transformer.get("num_attention_heads", 40), transformer.get("attention_head_dim", 128)
+    facts = dit_facts(
+        transformer, heads=40, head_dim=128, blocks=transformer.get("num_layers", 40), channels=channels,
+        patch=tuple(patch), mlp=transformer.get("ffn_dim", 13824) / (heads * dim), attentions=2,
+    )  # fmt: skip
     card = replace(
         WAN,
+        **facts,
         rule=FrameRule(temporal, 1),
         spatial_factor=spatial,
         multiple_px=spatial * max(patch[1], patch[2]),
@@ -160,6 +174,24 @@ def wan_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
     return card
 
 
+def dit_facts(
+    transformer: Mapping[str, Any], *, heads: int, head_dim: int, blocks: int, channels: int,
+    patch: tuple[int, int, int], mlp: float = 4.0, attentions: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    """What the gang's arithmetic must know of a transformer, from its configuration and the family's stock values.
+
+    Args:
+        mlp: width of the hidden layer of a block's MLP, in widths.
+        attentions: of a block; each has four square matrices.
+    """
+    num_heads = int(transformer.get("num_attention_heads", heads))
+    width = num_heads * int(transformer.get("attention_head_dim", head_dim))
+    return {
+        "num_heads": num_heads, "width": width, "num_blocks": blocks, "patch": patch,
+        "block_weights": int(width**2 * (4 * attentions + 2 * mlp)), "out_width": channels * math.prod(patch),
+    }  # fmt: skip
+
+
 def wan_halo_latents(vae: Mapping[str, Any]) -> int:
     """How many latent frames the causal decoder of an AutoencoderKLWan looks back, rounded up, plus one.
 
@@ -182,7 +214,7 @@ LTX = ModelCard(
     name="ltx", family="ltx", modes=("text", "image", "frames"), contexts=("frames", "last_frame"),
     rule=FrameRule(8, 1), size=(704, 512), fps=25.0, fps_conditioned=True, multiple_px=32, spatial_factor=32,
     latent_channels=128, steps=50, guidance=3.0, chunk_frames=161, overlap_frames=17, max_tokens=128,
-    conditioning="context", draws_condition=True,
+    conditioning="context", draws_condition=True, splits=("sequence", "guidance"),
     published=(("LTX-Video 2B", 4.8, 1.9, 0.9), ("LTX-Video 13B", 4.8, 13.0, 1.3)),
 )  # fmt: skip
 
@@ -194,9 +226,14 @@ def ltx_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
     spatial = vae.get("spatial_compression_ratio") or vae.get("patch_size", 4) * 2**num_halvings
     temporal = vae.get("temporal_compression_ratio") or vae.get("patch_size_t", 1) * 2**num_halvings
     told: Settings = (("pipeline", "condition" if is_condition else "plain"),)
+    transformer, channels = configs["transformer"], vae.get("latent_channels", 128)
+    facts = dit_facts(
+        transformer, heads=32, head_dim=64, blocks=transformer.get("num_layers", 28), channels=channels,
+        patch=(transformer.get("patch_size_t", 1), *[transformer.get("patch_size", 1)] * 2), attentions=2,
+    )  # fmt: skip
     return replace(
-        LTX, modes=(*LTX.modes, "first_last") if is_condition else LTX.modes, rule=FrameRule(temporal, 1),
-        multiple_px=spatial, spatial_factor=spatial, latent_channels=vae.get("latent_channels", 128),
+        LTX, **facts, modes=(*LTX.modes, "first_last") if is_condition else LTX.modes, rule=FrameRule(temporal, 1),
+        multiple_px=spatial, spatial_factor=spatial, latent_channels=channels,
         max_tokens=256 if is_condition else 128,
         settings={"text": told, "vae": told, "denoise": (*told, ("spatial", spatial), ("temporal", temporal))},
     )  # fmt: skip
@@ -205,7 +242,7 @@ def ltx_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
 HUNYUAN = ModelCard(
     name="hunyuan", family="hunyuan", modes=("text",), contexts=(), rule=FrameRule(4, 1), size=(1280, 720), fps=24.0,
     multiple_px=16, spatial_factor=8, latent_channels=16, steps=50, guidance=6.0, chunk_frames=129, overlap_frames=33,
-    max_tokens=256, components=CORE | {"text": TWO_TEXTS}, is_guided=False,
+    max_tokens=256, components=CORE | {"text": TWO_TEXTS}, is_guided=False, splits=("sequence",), splits_text="masked",
     published=(("HunyuanVideo", 8.2, 12.8, 0.25),),
 )  # fmt: skip
 
@@ -215,10 +252,15 @@ def hunyuan_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
     vae, transformer = configs["vae"], configs["transformer"]
     spatial, way = vae.get("spatial_compression_ratio", 8), transformer.get("image_condition_type")
     told: Settings = (("way", way),)
+    blocks = transformer.get("num_layers", 20) + transformer.get("num_single_layers", 40)
+    side, channels = transformer.get("patch_size", 2), vae.get("latent_channels", 16)
+    facts = dit_facts(
+        transformer, heads=24, head_dim=128, blocks=blocks, channels=channels,
+        patch=(transformer.get("patch_size_t", 1), side, side),
+    )  # fmt: skip
     card = replace(
-        HUNYUAN, rule=FrameRule(vae.get("temporal_compression_ratio", 4), 1), spatial_factor=spatial,
-        multiple_px=spatial * transformer.get("patch_size", 2), latent_channels=vae.get("latent_channels", 16),
-        settings={"denoise": told},
+        HUNYUAN, **facts, rule=FrameRule(vae.get("temporal_compression_ratio", 4), 1), spatial_factor=spatial,
+        multiple_px=spatial * side, latent_channels=channels, settings={"denoise": told},
     )  # fmt: skip
     if index["_class_name"] == "HunyuanVideoPipeline":
         return card
@@ -227,12 +269,13 @@ def hunyuan_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
         conditioning="first", settings={"denoise": told, "text": told},
         components={**card.components, "text": (*TWO_TEXTS, "image_processor")},
         lead_latents=1 if way == "latent_concat" else 0, is_lead_decoded=True,
+        splits=() if way == "token_replace" else card.splits,  # there blocks count the first frame's tokens
     )  # fmt: skip
 
 
 HUNYUAN15 = replace(
     HUNYUAN, name="hunyuan15", family="hunyuan15", size=(848, 480), chunk_frames=121, spatial_factor=16,
-    latent_channels=32, max_tokens=1000, is_guided=True, takes_loras=False,
+    latent_channels=32, max_tokens=1000, is_guided=True, takes_loras=False, splits=(), splits_text="",
     components={**HUNYUAN.components, "denoise": ("transformer", "scheduler", "guider")},
     published=(("HunyuanVideo-1.5", 8.0, 8.3, 1.2),),
 )  # fmt: skip
@@ -258,7 +301,7 @@ def hunyuan15_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
 COGVIDEOX = ModelCard(
     name="cogvideox", family="cogvideox", modes=("text",), contexts=(), rule=FrameRule(4, 1), size=(720, 480), fps=8.0,
     multiple_px=16, spatial_factor=8, latent_channels=16, steps=50, guidance=6.0, chunk_frames=49, overlap_frames=17,
-    max_tokens=226,
+    max_tokens=226, splits=("sequence", "guidance"), splits_text="fixed",
     published=(("CogVideoX 2B", 4.8, 1.7, 0.22), ("CogVideoX 5B", 4.8, 5.6, 0.22)),
 )  # fmt: skip
 
@@ -269,9 +312,14 @@ def cogvideox_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
     spatial = 2 ** (len(vae.get("block_out_channels", (128, 256, 256, 512))) - 1)
     temporal, is_paired = vae.get("temporal_compression_ratio", 4), transformer.get("patch_size_t") is not None
     width, height = transformer.get("sample_width", 90) * spatial, transformer.get("sample_height", 60) * spatial
+    side, channels = transformer.get("patch_size", 2), vae.get("latent_channels", 16)
+    facts = dit_facts(
+        transformer, heads=30, head_dim=64, blocks=transformer.get("num_layers", 30), channels=channels,
+        patch=(transformer.get("patch_size_t") or 1, side, side),
+    )  # fmt: skip
     card = replace(
-        COGVIDEOX, rule=FrameRule(temporal, 1), size=(width, height), spatial_factor=spatial,
-        multiple_px=spatial * transformer.get("patch_size", 2), latent_channels=vae.get("latent_channels", 16),
+        COGVIDEOX, **facts, rule=FrameRule(temporal, 1), size=(width, height), spatial_factor=spatial,
+        multiple_px=spatial * side, latent_channels=channels,
         chunk_frames=81 if is_paired else 49, fps=16.0 if is_paired else 8.0, even_latents=is_paired,
         blends=not is_paired, max_tokens=transformer.get("max_text_seq_length", 226),
         fixed_size=bool(transformer.get("use_learned_positional_embeddings", False)),
@@ -323,7 +371,7 @@ def svd_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
 MOCHI = ModelCard(
     name="mochi", family="mochi", modes=("text",), contexts=(), rule=FrameRule(6, 1), size=(848, 480), fps=30.0,
     multiple_px=16, spatial_factor=8, latent_channels=12, steps=64, guidance=4.5, chunk_frames=85, overlap_frames=19,
-    max_tokens=256, min_steps=2, published=(("Mochi 1", 4.8, 10.0, 0.46),),
+    max_tokens=256, min_steps=2, splits=("guidance",), published=(("Mochi 1", 4.8, 10.0, 0.46),),
 )  # fmt: skip
 
 

@@ -86,14 +86,12 @@ def find_checkpoint(name: str, *, beside: Path) -> Checkpoint:
     raise InputError(f"model must be builtin, a folder or a hub id (org/name), got {name!r}: there is no such folder")
 
 
-def rgb_matrix_of(folder: str) -> cards.Matrix:
-    """The map from latent channels to RGB for previews of the model in a folder; empty where none is known."""
-    if Path(folder) == BUILTIN_FOLDER:
-        matrix: cards.Matrix = cards.BUILTIN.get("latent_rgb", ())
-        return matrix
+def card_of(folder: str) -> cards.ModelCard:
+    """The card of the model in a folder that has been examined before."""
     index = _read_json(Path(folder) / "model_index.json", missing="")
     configs = defaultdict(dict, {c: _read_config(Path(folder) / c) for c in index if not c.startswith("_")})
-    return cards.read_card(index, configs).latent_rgb
+    card = cards.read_card(index, configs)
+    return replace(card, **cards.BUILTIN) if Path(folder) == BUILTIN_FOLDER else card
 
 
 def read_checkpoint(folder: Path, *, name: str) -> Checkpoint:

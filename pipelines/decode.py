@@ -18,7 +18,9 @@ from farm.task import Decode
 from .family import Family, family_of
 from .frames import write_lossless
 from .load import best_device, load_component, resident
+from .parallel import Gang
 from .stage import Artifact, Progress, Result, as_bytes
+from .tiles import decode_together
 
 MAX_CACHE_BYTES = 4 * 2**30  # of the streams that are kept besides the last one
 
@@ -26,9 +28,11 @@ MAX_CACHE_BYTES = 4 * 2**30  # of the streams that are kept besides the last one
 class Stage:
     def __init__(
         self, model: str, components: Sequence[str] = ("vae",), *, dtype: str = "float32", offload: str = "none",
-        tiling: bool = False, slicing: bool = False,
+        tiling: bool = False, slicing: bool = False, gang: Gang | None = None,
     ) -> None:  # fmt: skip
+        """`gang`: other ranks that do the same, over which tiles are spread; the frames are rank 0's."""
         (name,) = components
+        self.gang = gang
         self.device, self.offload, self.is_tiled = best_device(), offload, tiling
         self.vae = load_component(model, name, dtype=dtype, device=self.device, offload=offload)
         if tiling:
@@ -46,7 +50,10 @@ class Stage:
         family = family_of(request.family)
         with resident([self.vae], device=self.device, offload=self.offload):
             if not family.streams or self.is_tiled:  # tiles lie in space, each through all frames
-                video_CTHW = family.decode(self.vae, request, stretch)[0]
+                video_BCTHW = self._decode_whole(family, request, stretch)
+                if video_BCTHW is None:
+                    return Result(b"")
+                video_CTHW = video_BCTHW[0]
                 if request.halo_latents:  # the first latent frame stands for one frame, the others for as many each
                     each = (video_CTHW.shape[1] - 1) // (stretch.shape[2] - 1)
                     video_CTHW = video_CTHW[:, -each * (stretch.shape[2] - request.halo_latents) :]
@@ -58,6 +65,12 @@ class Stage:
         video_THWC = torch.cat(frames)[first : first + request.num_frames]
         _, height, width, _ = video_THWC.shape
         return Result(write_lossless(video_THWC.numpy(), width_px=width, height_px=height))
+
+    def _decode_whole(self, family: Family, request: Decode, stretch: torch.Tensor) -> torch.Tensor | None:
+        """All frames at once; None on ranks of a gang but the first."""
+        if self.gang is None:
+            return family.decode(self.vae, request, stretch)
+        return decode_together(lambda: family.decode(self.vae, request, stretch), self.vae, self.gang)
 
     def _decode_on(
         self, family: Family, request: Decode, stretch: torch.Tensor, progress: Progress

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load, save
 
 from farm.cards import Matrix
-from farm.checkpoint import rgb_matrix_of
+from farm.checkpoint import card_of
+from farm.parallel import Degrees, work_of
 from farm.task import Denoise
 
 from .checkpoint import StepState, pack, unpack
@@ -23,6 +24,7 @@ from .continuity import anchored, blend, free_noise, grids_of
 from .family import Family, Given, Predict, Run, Tensors, family_of, step_of
 from .load import best_device, load_component, resident, speed_up
 from .loras import use_loras
+from .parallel import Gang, Split
 from .stage import Artifact, Progress, Result, as_bytes
 
 PREVIEW_EVERY_S = 1.0  # a preview costs some 6 ms; nobody looks more often
@@ -87,6 +89,11 @@ def preview_png(latents_BCFHW: torch.Tensor, rgb_matrix: Matrix) -> bytes:
     return buffer.getvalue()
 
 
+def _end_of(request: Denoise) -> int:
+    """Latent frames that slices cover; what the latent has besides leads them."""
+    return max(s.first_latent + s.num_latents for s in request.slices)
+
+
 def load_latents(artifact: Artifact) -> torch.Tensor:
     latents: torch.Tensor = load(as_bytes(artifact))["latents"]
     return latents
@@ -98,14 +105,17 @@ class Stage:
     def __init__(
         self, model: str, components: Sequence[str] = ("transformer", "scheduler"), *, dtype: str = "float32",
         offload: str = "none", quantize: str = "", attention: str = "", compile: bool = False,
-        cache: Sequence[tuple[str, Any]] = (),
+        cache: Sequence[tuple[str, Any]] = (), gang: Gang | None = None,
     ) -> None:  # fmt: skip
-        self.device, self.offload, self.rgb_matrix = best_device(), offload, rgb_matrix_of(model)
+        """`gang`: the other ranks that hold the same stage and run every task together with this one."""
+        self.device, self.offload, self.card, self.gang = best_device(), offload, card_of(model), gang
         self.components = {
             c: load_component(model, c, dtype=dtype, device=self.device, offload=offload,
-                              quantize=quantize if c.startswith("transformer") else "")
+                              quantize=quantize if c.startswith("transformer") else "",
+                              is_sharded=gang is not None and gang.sharing.shard_weights)
             for c in components
         }  # fmt: skip
+        self.degrees, self.split_models = Degrees(), list[Any]()  # as the last task wanted it
         self.is_cached = bool(cache)  # what a step leaves out depends on the steps before: slices stay together then
         self.models: list[Any] = [m for m in self.components.values() if isinstance(m, torch.nn.Module)]
         for model_ in self.models:
@@ -138,15 +148,38 @@ class Stage:
                 grids_of(request),
                 predicts,
                 step_of=partial(step_of, scheduler),
-                share=None if self.is_cached else progress.share,
+                share=self._share(progress),
             ),
             progress=progress,
-            rgb_matrix=self.rgb_matrix,
+            rgb_matrix=self.card.latent_rgb,
         )
         return Result(save({"latents": family.end(run, latents_BCFHW).cpu().contiguous()}))
 
+    def _share(self, progress: Progress) -> Any:
+        if self.is_cached:
+            return None
+        return self.gang.share(progress.share) if self.gang else progress.share
+
+    def _share_out(self, request: Denoise) -> Split | None:
+        """Spread the transformers over the gang as the task wants it; how, where guidance is split too."""
+        if self.gang is None:
+            return None
+        longest = max(s.num_latents for s in request.slices) + request.latent_shape[2] - _end_of(request)
+        is_guided = any(s.negative is not None for s in request.slices)
+        work = work_of(self.card, request.latent_shape, num_latents=longest, is_guided=is_guided)
+        degrees = self.gang.sharing.degrees_for(work)
+        split = self.gang.split(degrees)
+        if degrees != self.degrees:
+            for one in self.split_models:
+                one.remove()
+            from .sequence import split_all  # not wherever a denoise stage is: it imports much of diffusers
+
+            self.degrees, self.split_models = degrees, split_all(self.models, split)
+        return split if degrees.guidance > 1 else None
+
     def predicts(self, request: Denoise, inputs: Sequence[Artifact]) -> tuple[dict[int, Predict], Given]:
         """The model with its guidance for each slice of all grids, by number, and what the whole is given."""
+        split = self._share_out(request)
         first_lora = len(inputs) - len(request.loras)
         use_loras(family_of(request.family).lora_pipeline, self.components, request.loras, inputs[first_lora:])
         tensors = [{k: v.to(self.device) for k, v in load(as_bytes(i)).items()} for i in inputs[:first_lora]]
@@ -165,7 +198,7 @@ class Stage:
             negative = None if s.negative is None else texts[s.negative]
             own = context[:, :, s.first_latent :] if context is not None and s.first_latent < known else None
             anchor = context[:, :, :1] if request.anchor and own is None and context is not None else None
-            given = Given(text, negative, condition, own if anchor is None else anchor, name=str(number))
+            given = Given(text, negative, condition, own if anchor is None else anchor, str(number), split)
             predict = family.make_predict(self.components, request, given)
             made[number] = predict if anchor is None else anchored(predict, anchor)
         return made, Given({}, None, condition, context)

@@ -17,6 +17,7 @@ from farm.task import EmbedFrames, EncodeFrames, EncodeText, Known
 from .family import Pictures, Tensors, family_of
 from .frames import Frame, read_lossless
 from .load import best_device, load_component, resident
+from .parallel import Gang
 from .stage import Artifact, Progress, Result, as_bytes
 
 PRECISE = ("vae", "image_encoder")  # small, and in float32 in diffusers' examples of Wan whatever the rest is in
@@ -27,13 +28,15 @@ class Stage:
 
     def __init__(
         self, model: str, components: Sequence[str] = ("tokenizer", "text_encoder"), *, dtype: str = "float32",
-        offload: str = "none", quantize: str = "",
+        offload: str = "none", quantize: str = "", gang: Gang | None = None,
     ) -> None:  # fmt: skip
+        """`gang`: other ranks that do the same, over which the weights of text encoders are spread."""
         self.device, self.offload = best_device(), offload
         self.components = {
             c: load_component(
                 model, c, dtype="float32" if c in PRECISE else dtype, device=self.device, offload=offload,
                 quantize=quantize if c.startswith("text_encoder") else "",
+                is_sharded=gang is not None and c.startswith("text_encoder"),
             )
             for c in components
         }  # fmt: skip

@@ -21,6 +21,7 @@ import torch
 from farm.task import Decode, Denoise, EmbedFrames, EncodeFrames, EncodeText
 
 from .frames import Frame
+from .parallel import Split, exchange
 
 Tensors = Mapping[str, torch.Tensor]
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # latents (B, C, F, H, W), timestep to the same shape
@@ -44,6 +45,7 @@ class Given:
     condition: Tensors = field(default_factory=dict)  # what `encode_frames` and `embed_frames` have made
     context: torch.Tensor | None = None  # clean latents (B, C, K, H, W), the first of the slice
     name: str = ""  # of the slice: what step caches keep of one must not be taken for another's
+    split: Split | None = None  # of a gang whose halves do one pass of guidance each
 
 
 @dataclass
@@ -162,7 +164,14 @@ def cached_as(model: Any, name: str) -> AbstractContextManager[Any]:
 
 
 def guided_in_turn(model: Any, call: Callable[[Tensors], torch.Tensor], given: Given, guidance: float) -> torch.Tensor:
-    """Classifier-free guidance by two calls, the conditional one first: a batch of two would have other bits."""
+    """Classifier-free guidance by two calls, the conditional one first: a batch of two would have other bits.
+
+    The halves of a gang make one call each, to the same bits.
+    """
+    if given.negative is not None and given.split is not None:
+        own = call(given.negative if given.split.half else given.text)
+        conditional, unconditional = exchange(own, given.split)
+        return unconditional + guidance * (conditional - unconditional)
     with cached_as(model, f"cond{given.name}"):
         conditional = call(given.text)
     if given.negative is None:
@@ -175,7 +184,14 @@ def guided_in_turn(model: Any, call: Callable[[Tensors], torch.Tensor], given: G
 def guided_as_batch(
     model: Any, call: Callable[[Tensors, int], torch.Tensor], given: Given, guidance: float
 ) -> torch.Tensor:
-    """The same by one call of a batch of two, the unconditional half first: `call` takes texts and their number."""
+    """The same by one call of a batch of two, the unconditional half first: `call` takes texts and their number.
+
+    The halves of a gang make one call of one each, to nearly the same bits.
+    """
+    if given.negative is not None and given.split is not None:
+        own = call(given.negative if given.split.half else given.text, 1)
+        conditional, unconditional = exchange(own, given.split)
+        return unconditional + guidance * (conditional - unconditional)
     with cached_as(model, f"cond_uncond{given.name}"):
         if given.negative is None:
             return call(given.text, 1)

@@ -29,8 +29,9 @@ HOMES = {
 
 
 def load_component(
-    folder: str, component: str, *, dtype: str, device: str, offload: str = "none", quantize: str = ""
-) -> Any:
+    folder: str, component: str, *, dtype: str, device: str, offload: str = "none", quantize: str = "",
+    is_sharded: bool = False,
+) -> Any:  # fmt: skip
     """Load one component that model_index.json names.
 
     Args:
@@ -40,6 +41,7 @@ def load_component(
         offload: keep the weights on the host: `sequential` brings each layer's to the GPU when it is needed, `group`
             each block's while the one before computes, `model` the whole component's (see `resident`).
         quantize: hold its weights as int8 or fp8 (torchao) or nf4 (bitsandbytes).
+        is_sharded: spread its weights over the ranks of the gang (sharding.py).
     Raises:
         InputError: weights are missing, or a package that the quantisation needs.
     """
@@ -49,6 +51,10 @@ def load_component(
     path = str(Path(folder) / component)
     if component.startswith(WITHOUT_WEIGHTS):
         return cls.from_pretrained(path)
+    if is_sharded:
+        from .sharding import load_sharded
+
+        return load_sharded(cls, path, dtype=DTYPES[dtype]).to(device)
     how = {"quantization_config": _quantization(library, quantize, DTYPES[dtype])} if quantize else {}
     module, told = cls.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **how)
     lacking = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in told.get(kind, ()))

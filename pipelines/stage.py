@@ -34,6 +34,7 @@ class Progress:
     saved: bytes | None = None  # the state from which to go on (pipelines/checkpoint.py)
     resumed_at: int = 0  # the step that it had reached
     keep: Callable[[int, bytes, bool], None] | None = None  # takes (step, state, whether to wait until it is safe)
+    agree: Callable[..., tuple[bool, ...]] | None = None  # of a gang: whether any rank was told each of these
     keep_every_s: float = 0.0
     keep_every_steps: int = 0
     kept_at: float = field(default_factory=time.monotonic)
@@ -49,6 +50,8 @@ class Progress:
         """
         self.step, self.num_steps = step, num_steps
         self.first_step_at = self.first_step_at or (time.time() if step else 0.0)
+        if self.agree is not None:  # all ranks stop after the same step, so that none is left in a collective
+            self.canceled, self.halted = self.agree(self.canceled, self.halted)
         if self.canceled:
             raise TaskCanceled(f"canceled after step {step} of {num_steps}")
         if state is None or self.keep is None or step == num_steps:

@@ -118,21 +118,22 @@ def wan(kind: str, **how: Any) -> Any:
 
 def skyreels(**how: Any) -> Any:
     transformer = wan_transformer(
-        diffusers.SkyReelsV2Transformer3DModel, qk_norm="rms_norm_across_heads", inject_sample_info=True, freq_dim=256
-    )
+        diffusers.SkyReelsV2Transformer3DModel, qk_norm="rms_norm_across_heads", inject_sample_info=True, freq_dim=256,
+        **how,
+    )  # fmt: skip
     return diffusers.SkyReelsV2DiffusionForcingPipeline(
         tokenizer=tokenizer(), text_encoder=umt5(), vae=wan_vae(), scheduler=unipc(), transformer=transformer
     )
 
 
-def ltx(kind: str, *, timestep_conditioning: bool = False) -> Any:
+def ltx(kind: str, *, timestep_conditioning: bool = False, heads: int = 2) -> Any:
     vae = diffusers.AutoencoderKLLTXVideo(
         latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
         layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1),
         timestep_conditioning=timestep_conditioning,
     )  # fmt: skip
     transformer = diffusers.LTXVideoTransformer3DModel(
-        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32,
+        in_channels=8, out_channels=8, num_attention_heads=heads, attention_head_dim=16, cross_attention_dim=16 * heads,
         num_layers=2, caption_channels=DIM,
     )  # fmt: skip
     vae.latents_mean, vae.latents_std = torch.linspace(-0.5, 0.5, 8), torch.linspace(0.5, 2.0, 8)
@@ -142,13 +143,13 @@ def ltx(kind: str, *, timestep_conditioning: bool = False) -> Any:
     )
 
 
-def hunyuan(kind: str, *, way: str | None = None) -> Any:
+def hunyuan(kind: str, *, way: str | None = None, heads: int = 2) -> Any:
     channels = {"latent_concat": 9}.get(str(way), 4)
     vae = diffusers.AutoencoderKLHunyuanVideo(
         latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
     )
     transformer = diffusers.HunyuanVideoTransformer3DModel(
-        in_channels=channels, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1,
+        in_channels=channels, out_channels=4, num_attention_heads=heads, attention_head_dim=10, num_layers=1,
         num_single_layers=1, num_refiner_layers=1, patch_size=1, patch_size_t=1, guidance_embeds=way is None,
         text_embed_dim=DIM, pooled_projection_dim=8, rope_axes_dim=(2, 4, 4), image_condition_type=way,
     )  # fmt: skip
@@ -194,10 +195,12 @@ def hunyuan15(kind: str, *, meanflow: bool = False) -> Any:
     )  # fmt: skip
 
 
-def cogvideox(kind: str, *, scheduler: str = "CogVideoXDDIMScheduler", pairs: bool = False, rope: bool = True) -> Any:
+def cogvideox(
+    kind: str, *, scheduler: str = "CogVideoXDDIMScheduler", pairs: bool = False, rope: bool = True, heads: int = 2
+) -> Any:  # fmt: skip
     is_image = "Image" in kind
     transformer = diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=8 if is_image else 4, out_channels=4,
+        num_attention_heads=heads, attention_head_dim=16, in_channels=8 if is_image else 4, out_channels=4,
         time_embed_dim=4, text_embed_dim=DIM, num_layers=2, sample_width=8, sample_height=6, sample_frames=9,
         max_text_seq_length=16, use_rotary_positional_embeddings=rope, patch_size_t=2 if pairs else None,
         patch_bias=not pairs, ofs_embed_dim=4 if pairs and is_image else None,

@@ -1,0 +1,110 @@
+"""Weights that do not fit: DeepSpeed ZeRO-3 spreads a module's parameters over the ranks of a gang.
+
+Each parameter is gathered when its layer computes and let go of after it. No rank ever holds the whole model, in host
+memory neither: the module is made of shards from the start, and each rank copies its own slice of every tensor out of
+the checkpoint's files. DeepSpeed is imported here alone, by gangs that ask for it.
+
+A rank's parameters take at most 1/n of the whole, plus what is gathered for one layer while it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from farm.errors import InputError
+
+ZERO_3 = {
+    "train_micro_batch_size_per_gpu": 1,
+    "zero_optimization": {
+        "stage": 3,
+        "stage3_param_persistence_threshold": 0,  # small tensors are sharded too
+        "stage3_max_live_parameters": 0,  # gathered ones go as soon as their layer has computed
+        "stage3_prefetch_bucket_size": 0,
+        "memory_efficient_linear": False,  # it replaces F.linear by other arithmetic
+    },
+}
+
+
+def load_sharded(cls: Any, path: str, *, dtype: torch.dtype) -> Any:
+    """One component of diffusers or transformers, its parameters spread over all ranks; all of them must call it.
+
+    Float32 has the bits of the whole module. In other dtypes all parameters have that dtype, also those that diffusers
+    keeps in float32 otherwise.
+
+    Raises:
+        InputError: the checkpoint lacks a parameter, or one has another shape.
+    """
+    import deepspeed
+    from accelerate import init_empty_weights
+
+    deepspeed.init_distributed(dist_backend=dist.get_backend())
+    told = _configuration(dtype)
+    with deepspeed.zero.Init(config_dict_or_path=told, dtype=dtype):
+        module = _made(cls, path, dtype)
+    with init_empty_weights(include_buffers=False):
+        exact = _made(cls, path, dtype)
+    for name, buffer in exact.named_buffers():  # zero.Init has converted those made inside it: wrong by 5e-2 in bf16
+        owner, _, own = name.rpartition(".")
+        module.get_submodule(owner)._buffers[own] = buffer
+    lacking = _fill(module, Path(path))
+    if lacking:
+        raise InputError(f"{path} must hold all weights of {cls.__name__}: {', '.join(lacking[:3])} are missing")
+    module.eval().requires_grad_(False)
+    engine = deepspeed.initialize(model=module, config=told)[0]
+    module.__dict__["_engine"] = engine  # its hooks gather parameters; not a submodule
+    return module
+
+
+def _configuration(dtype: torch.dtype) -> dict[str, Any]:
+    kinds = {torch.bfloat16: {"bf16": {"enabled": True}}, torch.float16: {"fp16": {"enabled": True}}}
+    return ZERO_3 | kinds.get(dtype, {})
+
+
+def _made(cls: Any, path: str, dtype: torch.dtype) -> Any:
+    """A module with the checkpoint's configuration; its weights are drawn, or absent."""
+    with _default_dtype(dtype):
+        if hasattr(cls, "load_config"):  # diffusers
+            return cls.from_config(cls.load_config(path))
+        return cls(cls.config_class.from_pretrained(path))
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """As `from_pretrained` does, so that buffers are made in the same way."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _fill(module: Any, folder: Path) -> list[str]:
+    """Copy this rank's slice of every tensor of the checkpoint. Returns names of parameters that no file holds."""
+    from safetensors import safe_open
+
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    buffers = dict(module.named_buffers())
+    left, rank = {id(p): name for name, p in parameters.items()}, dist.get_rank()
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(file), "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # not a mapping
+                if name in buffers:
+                    buffers[name].copy_(tensors.get_tensor(name))
+                if name not in parameters:
+                    continue
+                parameter = parameters[name]
+                whole = tensors.get_tensor(name)
+                if tuple(whole.shape) != tuple(parameter.ds_shape):
+                    raise InputError(f"{file}: {name} must be of shape {tuple(parameter.ds_shape)}, got {whole.shape}")
+                own = parameter.ds_tensor.data
+                part = whole.flatten()[rank * own.numel() : (rank + 1) * own.numel()]
+                own[: part.numel()].copy_(part)
+                left.pop(id(parameter), None)
+    return sorted(left.values())

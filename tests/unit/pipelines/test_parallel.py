@@ -1,0 +1,161 @@
+"""Gangs on gloo: a task that several ranks share has one rank's result, in every family that can be split.
+
+Latents agree within 1e-5 of their range. Ulysses alone is equal to the bit for Wan, as long as matrix kernels agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_families as tiny
+import torch
+from family_cases import CASES, Case, board_of, i2v, vace, wan
+from in_process import plan_of, run_plan
+from ranks import Ranks, bytes_of_a_pass, denoise_on, ranks_of
+from safetensors.torch import load
+
+from farm.checkpoint import card_of
+from farm.parallel import Degrees, bytes_sent, work_of
+from farm.plan import Plan, tasks_to_run
+from farm.task import Denoise
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),  # Mochi
+]
+FOUR: dict[str, Any] = {"transformer": {"num_attention_heads": 4}}
+SPLIT = {  # with four heads
+    "wan, text": partial(wan, **FOUR),
+    "wan, image, clip": partial(i2v, transformer={"num_attention_heads": 4, "image_dim": 8, "added_kv_proj_dim": 48}),
+    "wan, image, two experts": partial(i2v, boundary_ratio=0.9, **FOUR),
+    "wan, image, timesteps per token": partial(i2v, expand_timesteps=True, **FOUR),
+    "vace, reference": partial(vace, **FOUR),
+    "ltx, text": partial(tiny.ltx, "LTXPipeline", heads=4),
+    "ltx, image": partial(tiny.ltx, "LTXPipeline", heads=4),
+    "ltx, conditions, text": partial(tiny.ltx, "LTXConditionPipeline", heads=4),
+    "ltx, conditions, first and last": partial(tiny.ltx, "LTXConditionPipeline", heads=4),
+    "hunyuan, text": partial(tiny.hunyuan, "HunyuanVideoPipeline", heads=4),
+    "hunyuan, image, concatenated": partial(
+        tiny.hunyuan, "HunyuanVideoImageToVideoPipeline", way="latent_concat", heads=4
+    ),
+    "cogvideox, text": partial(tiny.cogvideox, "CogVideoXPipeline", heads=4),
+    "cogvideox 1.5, text": partial(tiny.cogvideox, "CogVideoXPipeline", pairs=True, heads=4),
+    "skyreels, text": partial(tiny.skyreels, num_attention_heads=4),
+}
+GUIDED = [name for name in SPLIT if CASES[name].is_guided]
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    with ranks_of(2) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[Ranks]:
+    with ranks_of(4) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one rank makes of each case, kept for all ways to split it."""
+    return {"folder": tmp_path_factory.mktemp("wholes")}
+
+
+def whole_of(name: str, wholes: dict[str, Any]) -> tuple[Plan, dict[str, Any], str]:
+    if name not in wholes:
+        torch.set_num_threads(1)
+        case: Case = CASES[name]
+        place = wholes["folder"] / name
+        place.mkdir()
+        folder = tiny.save(SPLIT.get(name, case.make), place / "model")
+        board, _, paths = board_of(case, place)
+        plan = plan_of(board, folder)
+        (key,) = [k for k, t in plan.tasks.items() if isinstance(t.request, Denoise)]
+        needed = tasks_to_run(plan.tasks, [key], lambda task: False)
+        upto = replace(plan, tasks={k: t for k, t in plan.tasks.items() if k in needed})
+        made = run_plan(upto, {k: paths[t.request.sha256] for k, t in plan.sources.items()})
+        wholes[name] = (plan, made, key)
+    found: tuple[Plan, dict[str, Any], str] = wholes[name]
+    return found
+
+
+def distance(name: str, wholes: dict[str, Any], ranks: Ranks, degrees: Degrees | None, **how: Any) -> float:
+    """The largest difference from one rank's latents, in their range; all ranks must have the same."""
+    plan, made, key = whole_of(name, wholes)
+    task = plan.tasks[key]
+    components = [c for c, _ in task.components]
+    shared = ranks(denoise_on, task.model, components, task.request, [made[k] for k in task.inputs], degrees, **how)
+    assert all(torch.equal(one, shared[0]) for one in shared)
+    whole = load(made[key])["latents"]
+    assert whole.shape == shared[0].shape and float(whole.std()) > 0.1
+    return float((whole - shared[0]).abs().max() / (whole.max() - whole.min()))
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_ulysses_on_two_ranks(name: str, wholes: dict[str, Any], two: Ranks) -> None:
+    assert distance(name, wholes, two, Degrees(ulysses=2)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_ulysses_on_four_ranks(name: str, wholes: dict[str, Any], four: Ranks) -> None:
+    assert distance(name, wholes, four, Degrees(ulysses=4)) <= 1e-5
+
+
+def test_ulysses_has_the_bits_of_one_rank(wholes: dict[str, Any], two: Ranks) -> None:
+    assert distance("wan, text", wholes, two, Degrees(ulysses=2)) == 0
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_a_ring_of_two(name: str, wholes: dict[str, Any], two: Ranks) -> None:
+    assert distance(name, wholes, two, Degrees(ring=2)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["wan, text", "ltx, text", "hunyuan, text", "cogvideox, text"])
+def test_a_ring_of_four_and_both_ways_at_once(name: str, wholes: dict[str, Any], four: Ranks) -> None:
+    assert distance(name, wholes, four, Degrees(ring=4)) <= 1e-5
+    if name != "hunyuan, text":  # six tokens of text cannot be divided by four, and a ring takes no masks
+        assert distance(name, wholes, four, Degrees(ulysses=2, ring=2)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_guidance_on_two_halves(name: str, wholes: dict[str, Any], two: Ranks, four: Ranks) -> None:
+    alone = distance(name, wholes, two, Degrees(guidance=2))
+    assert alone <= 1e-5
+    if "ltx" not in name and "cogvideox" not in name:  # those batch the two passes in one process
+        assert alone == 0
+    assert distance(name, wholes, four, Degrees(guidance=2, ulysses=2)) <= 1e-5
+
+
+def test_mochi_shares_guidance_alone(wholes: dict[str, Any], two: Ranks) -> None:
+    assert distance("mochi, text", wholes, two, Degrees(guidance=2)) <= 1e-5
+
+
+def test_lengths_that_do_not_divide(wholes: dict[str, Any], two: Ranks, four: Ranks) -> None:
+    """Three latent frames of 3 x 3 tokens are 27."""
+    torch.set_num_threads(1)
+    CASES["odd"], SPLIT["odd"] = replace(CASES["wan, text"], size=(48, 48)), SPLIT["wan, text"]
+    try:
+        for degrees in (Degrees(ulysses=2), Degrees(ring=2), Degrees(guidance=2)):
+            assert distance("odd", wholes, two, degrees) <= 1e-5
+        for degrees in (Degrees(ulysses=4), Degrees(ring=4)):
+            assert distance("odd", wholes, four, degrees) <= 1e-5
+    finally:
+        del CASES["odd"], SPLIT["odd"]
+
+
+@pytest.mark.parametrize("degrees", [Degrees(ulysses=4), Degrees(ring=4), Degrees(ulysses=2, ring=2)], ids=str)
+def test_what_is_exchanged_is_what_the_formula_says(degrees: Degrees, four: Ranks, tmp_path: Path) -> None:
+    folder = tiny.save(SPLIT["wan, text"], tmp_path / "model")
+    shape = (1, 16, 3, 8, 8)
+    card = card_of(str(folder))
+    told = four(bytes_of_a_pass, str(folder), degrees, shape)
+    expected = bytes_sent(degrees, work_of(card, shape, num_latents=3, is_guided=False), word_bytes=4)
+    for counted in told:
+        assert counted == pytest.approx(expected, rel=0.01)
