@@ -51,6 +51,7 @@ class Stage:
         with resident([self.vae], device=self.device, offload=self.offload):
             if not family.streams or self.is_tiled:  # tiles lie in space, each through all frames
                 video_BCTHW = self._decode_whole(family, request, stretch)
+                progress.advance(1, 1)
                 if video_BCTHW is None:
                     return Result(b"")
                 video_CTHW = video_BCTHW[0]
@@ -58,7 +59,6 @@ class Stage:
                     each = (video_CTHW.shape[1] - 1) // (stretch.shape[2] - 1)
                     video_CTHW = video_CTHW[:, -each * (stretch.shape[2] - request.halo_latents) :]
                 frames = [as_uint8(video_CTHW)]
-                progress.advance(1, 1)
             else:
                 frames = self._decode_on(family, request, stretch, progress)
         first = request.skip_frames

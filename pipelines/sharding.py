@@ -9,6 +9,9 @@ A rank's parameters take at most 1/n of the whole, plus what is gathered for one
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +22,7 @@ import torch.distributed as dist
 
 from farm.errors import InputError
 
+M_MMAP_THRESHOLD = -3  # of malloc.h
 ZERO_3 = {
     "train_micro_batch_size_per_gpu": 1,
     "zero_optimization": {
@@ -43,9 +47,10 @@ def load_sharded(cls: Any, path: str, *, dtype: torch.dtype) -> Any:
     import deepspeed
     from accelerate import init_empty_weights
 
+    _return_freed_memory()
     deepspeed.init_distributed(dist_backend=dist.get_backend())
     told = _configuration(dtype)
-    with deepspeed.zero.Init(config_dict_or_path=told, dtype=dtype):
+    with deepspeed.zero.Init(config_dict_or_path=told):  # its argument `dtype` is not heeded on the CPU
         module = _made(cls, path, dtype)
     with init_empty_weights(include_buffers=False):
         exact = _made(cls, path, dtype)
@@ -61,6 +66,16 @@ def load_sharded(cls: Any, path: str, *, dtype: torch.dtype) -> Any:
     return module
 
 
+def _return_freed_memory() -> None:
+    """Have glibc give large blocks back as soon as they are freed, as here whole tensors are, one after another.
+
+    Otherwise it keeps them: measured, a peak of 1.4 times the whole model instead of a half with two ranks.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 * 1024)
+
+
 def _configuration(dtype: torch.dtype) -> dict[str, Any]:
     kinds = {torch.bfloat16: {"bf16": {"enabled": True}}, torch.float16: {"fp16": {"enabled": True}}}
     return ZERO_3 | kinds.get(dtype, {})
@@ -71,7 +86,12 @@ def _made(cls: Any, path: str, dtype: torch.dtype) -> Any:
     with _default_dtype(dtype):
         if hasattr(cls, "load_config"):  # diffusers
             return cls.from_config(cls.load_config(path))
-        return cls(cls.config_class.from_pretrained(path))
+        from transformers.initialization import no_init_weights
+
+        with no_init_weights():  # it would draw weights that are not here
+            made = cls(cls.config_class.from_pretrained(path))
+        made.tie_weights()
+        return made
 
 
 @contextmanager

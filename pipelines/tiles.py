@@ -7,6 +7,7 @@ tiles and gives the real ones, which stock code then blends and joins. So the fr
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -39,27 +40,27 @@ class _Tiles(torch.nn.Module):
         super().__init__()
         self.__dict__["stock"] = stock  # not a submodule: hooks and devices are the autoencoder's business
         self.gang, self.calls, self.tile = gang, list[tuple[int, torch.Tensor | None]](), -1
+        self.is_pair = "conv_cache" in inspect.signature(stock.forward).parameters  # it answers (output, cache)
         self.taken: int | None = None  # how many calls the second run has been answered
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["stock"], name) if name != "stock" else self.__dict__["stock"]
 
     def forward(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        is_pair = "conv_cache" in kwargs  # CogVideoX, Mochi: (output, cache)
         if self.taken is not None:
             made = self.calls[self.taken][1]
             self.taken += 1
-            return (made, z) if is_pair else made
+            return (made, z) if self.is_pair else made
         goes_on = kwargs.get("first_chunk") is False or kwargs.get("conv_cache") is not None
         self.tile += not goes_on
         out: torch.Tensor | None = None
         cache: Any = z
         if self.tile % self.gang.size == self.gang.rank:
             answer = self.stock(z, *args, **kwargs)
-            out, cache = answer if isinstance(answer, tuple) else (answer, cache)
+            out, cache = answer if self.is_pair else (answer, cache)
         self.calls.append((self.tile, out))
         crumb = z.new_zeros(1, 1, 1, 1, 1)
-        return (crumb, cache) if is_pair else crumb
+        return (crumb, cache) if self.is_pair else crumb
 
     def collect(self) -> None:
         """Bring all tiles to rank 0, one after another."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
 import socket
 import traceback
@@ -76,7 +78,7 @@ def _be_rank(rank: int, size: int, port: int, pipe: Connection) -> None:
     store = dist.TCPStore("127.0.0.1", port, None, is_master=rank == 0, wait_for_workers=False,
                           timeout=timedelta(seconds=60))  # fmt: skip
     gang = join(
-        sharing(None, size), rank=rank, size=size, host="127.0.0.1", port=port, device="cpu", timeout_s=60, store=store
+        sharing(None, size), rank=rank, size=size, host="127.0.0.1", port=port, device="cpu", timeout_s=30, store=store
     )
     while True:
         work, values, named = pipe.recv()
@@ -131,3 +133,70 @@ def bytes_of_a_pass(gang: Any, folder: str, degrees: Degrees, shape: tuple[int, 
             encoder_hidden_states=torch.zeros(1, 8, tiny.DIM), return_dict=False,
         )  # fmt: skip
     return sum(sent.values())
+
+
+def encode_on(gang: Any, folder: str, components: Sequence[str], request: Any) -> dict[str, torch.Tensor]:
+    """What text encoders make of a prompt, their weights spread over the ranks."""
+    from pipelines import encode
+    from pipelines.stage import Progress
+
+    gang.sharing = sharing(None, gang.size, shard_weights=True)
+    stage = encode.Stage(folder, components, gang=gang)
+    return dict(load(stage.run(request, [], Progress(agree=gang.agree)).artifact))
+
+
+def decode_on(gang: Any, folder: str, request: Any, inputs: Sequence[bytes], tile_px: int) -> bytes:
+    """The frames of a tiled decode, on rank 0."""
+    from pipelines import decode
+    from pipelines.stage import Progress
+
+    stage = decode.Stage(folder, tiling=True, gang=gang)
+    small_tiles(stage.vae, tile_px)
+    made = stage.run(request, inputs, Progress(agree=gang.agree)).artifact
+    assert isinstance(made, bytes)
+    return made
+
+
+def small_tiles(vae: Any, tile_px: int) -> None:
+    """Tiles of a size that a tiny film has several of, overlapping by half."""
+    for name in ("tile_sample_min_height", "tile_sample_min_width"):
+        setattr(vae, name, tile_px)
+    for name in ("tile_sample_stride_height", "tile_sample_stride_width"):
+        setattr(vae, name, tile_px // 2)
+    for name in ("tile_latent_min_height", "tile_latent_min_width"):  # CogVideoX, HunyuanVideo-1.5
+        if hasattr(vae, name):
+            setattr(vae, name, max(1, tile_px // 8))
+
+
+def peaks_of_loading(gang: Any, folder: str) -> tuple[int, int, int]:
+    """Bytes by which this process grows at most while it loads a sharded transformer and runs it once, those of its
+    shards, and those of the largest block."""
+    import threading
+    import time
+
+    import psutil
+
+    from pipelines.load import load_component
+
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    process, seen, ends = psutil.Process(), [0], threading.Event()
+    before = process.memory_info().rss
+
+    def look() -> None:
+        while not ends.is_set():
+            seen[0] = max(seen[0], process.memory_info().rss - before)
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    model = load_component(folder, "transformer", dtype="float32", device="cpu", is_sharded=True)
+    with torch.no_grad():
+        model(
+            hidden_states=torch.zeros(1, 16, 1, 4, 4), timestep=torch.tensor([5.0]),
+            encoder_hidden_states=torch.zeros(1, 8, 16), return_dict=False,
+        )  # fmt: skip
+    ends.set()
+    watcher.join()
+    block = max(sum(p.ds_numel for p in b.parameters()) for b in model.blocks) * 4
+    return seen[0], sum(p.ds_tensor.numel() * 4 for p in model.parameters()), block

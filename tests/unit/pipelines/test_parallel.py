@@ -5,24 +5,30 @@ Latents agree within 1e-5 of their range. Ulysses alone is equal to the bit for 
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_families as tiny
 import torch
 from family_cases import CASES, Case, board_of, i2v, vace, wan
 from in_process import plan_of, run_plan
-from ranks import Ranks, bytes_of_a_pass, denoise_on, ranks_of
-from safetensors.torch import load
+from ranks import Ranks, bytes_of_a_pass, decode_on, denoise_on, encode_on, peaks_of_loading, ranks_of, small_tiles
+from safetensors.torch import load, save
 
 from farm.checkpoint import card_of
 from farm.parallel import Degrees, bytes_sent, work_of
 from farm.plan import Plan, tasks_to_run
-from farm.task import Denoise
+from farm.task import Decode, Denoise, EncodeText
+from pipelines import decode
+from pipelines.frames import read_lossless
+from pipelines.stage import Progress
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -159,3 +165,68 @@ def test_what_is_exchanged_is_what_the_formula_says(degrees: Degrees, four: Rank
     expected = bytes_sent(degrees, work_of(card, shape, num_latents=3, is_guided=False), word_bytes=4)
     for counted in told:
         assert counted == pytest.approx(expected, rel=0.01)
+
+
+NO_COMPILER = pytest.mark.skipif(
+    shutil.which("c++") is None, reason="DeepSpeed compiles an extension: needs a C++ compiler"
+)
+
+
+@NO_COMPILER
+@pytest.mark.parametrize("name", ["wan, text", "hunyuan, text"])
+def test_sharded_weights_alone_and_with_ulysses(name: str, wholes: dict[str, Any], two: Ranks) -> None:
+    assert distance(name, wholes, two, Degrees(ulysses=2), shard_weights=True) <= 1e-5
+    if CASES[name].is_guided:
+        assert distance(name, wholes, two, Degrees(guidance=2), shard_weights=True) <= 1e-5
+
+
+@NO_COMPILER
+@pytest.mark.parametrize("name", ["wan, text", "cogvideox, text", "hunyuan, text"])
+def test_sharded_text_encoders(name: str, wholes: dict[str, Any], two: Ranks) -> None:
+    plan, made, _ = whole_of(name, wholes)
+    key, task = next((k, t) for k, t in plan.tasks.items() if isinstance(t.request, EncodeText))
+    shared = two(encode_on, task.model, [c for c, _ in task.components], task.request)
+    for tensor, whole in load(made[key]).items():
+        for told in shared:
+            assert (told[tensor].float() - whole.float()).abs().max() <= 1e-5 * whole.float().abs().max()
+
+
+@NO_COMPILER
+def test_no_rank_ever_holds_more_than_its_share_and_a_block(tmp_path: Path, two: Ranks) -> None:
+    """200 MB of weights, by the memory of the processes while they load and compute."""
+    torch.manual_seed(0)
+    wide = tiny.wan_transformer(num_attention_heads=8, attention_head_dim=64, ffn_dim=2048, num_layers=12)
+    folder = tmp_path / "model"
+    wide.save_pretrained(folder / "transformer", max_shard_size="20MB")
+    (folder / "model_index.json").write_text('{"transformer": ["diffusers", "WanTransformer3DModel"]}')
+    whole = sum(p.numel() for p in wide.parameters()) * 4
+    two(peaks_of_loading, str(folder))  # what DeepSpeed itself takes, once
+    for peak, shards, block in two(peaks_of_loading, str(folder)):
+        assert shards <= whole / 2 + 4096 * 4  # each tensor is padded to the number of ranks
+        assert peak <= whole / 2 + block + 20 * 2**20  # one file's buffer
+
+
+TILED = ["wan, text", "ltx, text", "hunyuan, text", "cogvideox, text", "mochi, text"]
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_tiles_spread_over_ranks_give_the_frames_of_one(name: str, tmp_path: Path, two: Ranks) -> None:
+    torch.set_num_threads(1)
+    case, side = CASES[name], 64 if name == "ltx, text" else 32
+    folder = tiny.save(case.make, tmp_path / "model")
+    stage = decode.Stage(str(folder), tiling=True)
+    small_tiles(stage.vae, side)
+    board, _, _ = board_of(case, tmp_path)
+    plan = plan_of(board, folder)
+    request = next(t.request for t in plan.tasks.values() if isinstance(t.request, Decode))
+    (denoised,) = [t.request for t in plan.tasks.values() if isinstance(t.request, Denoise)]
+    shape = (*denoised.latent_shape[:3], *(2 * n for n in denoised.latent_shape[3:]))
+    latents = save({"latents": torch.randn(shape, generator=torch.Generator().manual_seed(1))})
+    calls = Counter[str]()
+    inner = stage.vae.decoder.forward
+    stage.vae.decoder.forward = lambda *a, **k: calls.update(["tiles"]) or inner(*a, **k)
+    whole = stage.run(request, [latents], Progress()).artifact
+    assert calls["tiles"] > 3
+    first, second = two(decode_on, str(folder), request, [latents], side)
+    assert second == b""
+    assert np.array_equal(*(np.stack(list(read_lossless(x))) for x in (whole, first)))
