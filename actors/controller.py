@@ -28,7 +28,7 @@ class Controller:
 
     def __init__(self, farm: str, store_uri: str, pools: dict[str, Any], package: str, adopts: bool) -> None:
         self.control = Control(
-            Store(store_uri), pools_from_json(pools), RayHands(), owner=this_process(), farm=farm,
+            Store(store_uri), pools_from_json(pools), RayHands(farm), owner=this_process(), farm=farm,
             io=asyncio.to_thread, now=time.time, package=package, adopts=adopts, is_dead=is_dead,
         )  # fmt: skip
         if adopts:  # also when Ray has started it again, and no door knocks

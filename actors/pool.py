@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup
 
 from farm.errors import FarmError, ReplicaLost
 from farm.fleet import Ran, ReplicaSpec, Status
+from farm.gangs import is_within_a_node
 from farm.pools import NodeFacts, Pool
 from farm.task import Task
 
+from .gang import GROUPS, Leader, first_line, in_bundle
 from .replica import Replica
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -26,28 +33,33 @@ def _in_our_words() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.ActorUnavailableError as e:
-        raise ReplicaLost(_first_line(e), is_unreachable=True) from e
+        raise ReplicaLost(first_line(e), is_unreachable=True) from e
     except ray.exceptions.RayTaskError as e:
         if isinstance(e.cause, FarmError | OSError):
             raise e.cause from e
         raise
     except ray.exceptions.RayError as e:
-        raise ReplicaLost(_first_line(e)) from e
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).strip().splitlines() if line.strip()), type(error).__name__)
+        raise ReplicaLost(first_line(e)) from e
 
 
 class RayHands:
     """`farm.fleet.Hands` on a Ray cluster."""
 
-    def __init__(self) -> None:
+    def __init__(self, farm: str) -> None:
         self.words = itertools.count(1)  # to replicas, on their helpers
+        self.prefix = f"longtake.{farm}."  # of the names of placement groups, whichever controller has made them
+        self.token = f"{self.prefix}{secrets.token_hex(4)}."  # and of this one's
+        self.groups: dict[Any, tuple[str, PlacementGroup]] = {}  # of the gangs that live, by their leader
 
     def start(self, spec: ReplicaSpec, pool: Pool, *, avoid: Sequence[str]) -> Any:
-        actor = ray.remote(concurrency_groups={"io": 2, "store": 2})(Replica)
-        return actor.options(**ray_options(pool, avoid=avoid)).remote(spec)
+        if spec.sharing is None:
+            actor = ray.remote(concurrency_groups=GROUPS)(Replica)
+            return actor.options(**ray_options(pool, avoid=avoid)).remote(spec)
+        name = f"{self.token}{spec.name}"
+        group = ray.util.placement_group(name=name, **group_options(pool, cluster_nodes(), avoid=avoid))
+        leader = ray.remote(concurrency_groups=GROUPS)(Leader).options(**in_bundle(group, 0, spec)).remote(spec)
+        self.groups[leader] = (name, group)
+        return leader
 
     async def place(self, handle: Any) -> tuple[str, int]:
         with _in_our_words():
@@ -73,7 +85,7 @@ class RayHands:
             with _in_our_words():
                 await handle.prepare.remote(task, inputs)
         except (ray.exceptions.RayTaskError, FarmError, OSError) as e:
-            raise ReplicaLost(f"it cannot help: {_first_line(e)}") from e
+            raise ReplicaLost(f"it cannot help: {first_line(e)}") from e
 
     def lend(self, handle: Any, key: str, helpers: Mapping[str, Any]) -> None:
         handle.lend.remote(next(self.words), key, dict(helpers))
@@ -90,6 +102,18 @@ class RayHands:
     def stop(self, handle: Any) -> None:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(handle, no_restart=True)
+        with contextlib.suppress(ray.exceptions.RayError):
+            if handle in self.groups:  # every process in it ends
+                ray.util.remove_placement_group(self.groups.pop(handle)[1])
+
+    def reap(self) -> None:
+        ours = {name for name, _ in self.groups.values()}
+        for told in ray.util.placement_group_table().values():
+            name = told["name"]
+            if name.startswith(self.prefix) and name not in ours and told["state"] != "REMOVED":
+                log.warning("removing the placement group %s, which no gang owns", name)
+                with contextlib.suppress(ValueError, ray.exceptions.RayError):  # it has gone meanwhile
+                    ray.util.remove_placement_group(ray.util.get_placement_group(name))
 
     def is_node_alive(self, node: str) -> bool:
         return node in self.nodes()
@@ -117,6 +141,20 @@ def ray_options(pool: Pool, *, avoid: Sequence[str] = ()) -> dict[str, Any]:
     if labels:
         options["label_selector"] = labels
     return options
+
+
+def group_options(pool: Pool, nodes: Sequence[NodeFacts], *, avoid: Sequence[str] = ()) -> dict[str, Any]:
+    """A gang's hardware as a placement group: on one node where one has room for all ranks, else on few."""
+    one = ray_options(pool, avoid=avoid)
+    bundle = {"CPU": one["num_cpus"], "GPU": one["num_gpus"], "memory": one.get("memory", 0)}
+    if pool.accelerator:
+        bundle[f"accelerator_type:{pool.accelerator}"] = 0.001
+    options: dict[str, Any] = {
+        "bundles": [{k: v for k, v in bundle.items() if v}] * pool.ranks,
+        "strategy": "STRICT_PACK" if is_within_a_node(pool, nodes) else "PACK",
+    }
+    labels = one.get("label_selector")
+    return options | ({"bundle_label_selector": [labels] * pool.ranks} if labels else {})
 
 
 def cluster_nodes() -> list[NodeFacts]:

@@ -161,6 +161,7 @@ class Replica:
         self.helpers: Helpers | None = None  # of the task that runs here
         self.lent: tuple[int, str, dict[str, Any]] = (0, "", {})  # the last word of the controller on helpers
         self.assisting: tuple[str, Any, Any] | None = None  # key of another's task, its stage, predictions by slice
+        self.gang: Any = None  # a `pipelines.parallel.Gang`, where this process is one of several ranks
         from pipelines.scratch import remove_orphans
 
         remove_orphans()
@@ -277,6 +278,15 @@ class Replica:
             inputs: each input's task and, where its value is still in the object store, a reference to its bytes.
             frugal: with as little memory as gives the same bits: nothing else stays loaded, weights stay on the host.
         """
+        return self._run(task, inputs, frugal, self._saved(task))
+
+    def _saved(self, task: Task) -> bytes | None:
+        """The state from which to go on; None to begin anew."""
+        with contextlib.suppress(OSError, StoreError):
+            return read_step(self.store, task.key, made_with=made_with()) if task.stage == "denoise" else None
+        return None
+
+    def _run(self, task: Task, inputs: Sequence[tuple[Task, Any]], frugal: bool, saved: bytes | None) -> Ran:
         started_at, load_s, energy = time.time(), 0.0, energy_j() if self.spec.gpus else None
         keeper = _Keeper(self.store, task.key)
         told: dict[str, Any] = {"frugal": True} if frugal else {}
@@ -291,14 +301,13 @@ class Replica:
             self.assisting, self.helpers = None, Helpers(task.key)
             self.helpers.hear(*self.lent[1:])
             self.progress = Progress(
-                canceled=task.key in self.canceled, halted=task.key in self.halted, share=self.helpers
-            )
+                canceled=task.key in self.canceled, halted=task.key in self.halted, share=self.helpers, saved=saved,
+                agree=self.gang.agree if self.gang else None,
+            )  # fmt: skip
             self.current = task.key
             if self.is_leaving:  # told so since
                 self.progress.halted = True
             if task.stage == "denoise":
-                with contextlib.suppress(OSError, StoreError):  # it begins anew then
-                    self.progress.saved = read_step(self.store, task.key, made_with=made_with())
                 self.progress.keep, self.progress.keep_every_s = keeper, self.spec.checkpoint_s
                 self.progress.keep_every_steps = self.spec.checkpoint_steps
             if frugal:
@@ -367,6 +376,8 @@ class Replica:
         how = self.spec.placement.get(stage, {}) if stage in MODEL_STAGES else {}
         if frugal and stage in WITH_WEIGHTS:
             how = how | {"offload": "sequential"}
+        if self.gang:
+            how = how | {"gang": self.gang}
         built = ours[origin] = module.Stage(place, names, **self.spec.numerics.get(stage, {}), **how)
         return built, time.perf_counter() - started
 

@@ -374,9 +374,15 @@ def run_plan(args: argparse.Namespace, answer: Answer) -> int:
     why = summary(order.plan, reasons(order.store, order.job, order.plan, order.missing))
     if args.json:
         answer.data["why"] = why
+        answer.data["gangs"] = {
+            name: {**asdict(g.degrees), "step_s": g.step_s, "compute_s": g.compute_s, "exchange_s": g.exchange_s}
+            for name, g in order.gangs.items()
+        }
         return answer.finish(0)
     for line in plan_table(order.job, order.plan, order.missing, why):
         print(line)
+    for name, gang in order.gangs.items():
+        print(f"\npool {name}: {order.pools[name].ranks} ranks as {gang} (an estimate; farm/parallel.py says by what)")
     return 0
 
 

@@ -11,8 +11,10 @@ from farm.checkpoint import Checkpoint, find_checkpoint
 from farm.document import Place
 from farm.errors import InputError, Problem
 from farm.film import container_of, job_id_of
+from farm.gangs import check_gangs
 from farm.jobs import Job
 from farm.journal import new_orders, read_standing
+from farm.parallel import Estimate
 from farm.plan import Plan, make_plan, tasks_to_run
 from farm.pools import Pool, check_options, check_served, default_pools, load_pools, numerics
 from farm.resolve import as_draft, only_shots, resolve
@@ -42,6 +44,7 @@ class Order:
     missing: set[str]
     warnings: tuple[str, ...]
     files: dict[str, Path]
+    gangs: dict[str, Estimate]  # of pools of several ranks
 
 
 def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_cluster: bool = False) -> Order:
@@ -75,11 +78,12 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
     job = Job(job_id_of(film, *models), film, models, args.storyboard.read_text("utf-8-sig"))
     plan = make_plan(film, models, numerics(pools), container=container, stills=target.folder is not None)
     check_options(pools, (m.card for m in models))
+    gangs = check_gangs(pools, plan, models)
     check_served(pools, (task.stage for task in plan.tasks.values()))
     missing = tasks_to_run(plan.tasks, plan.targets, store.has)
     answer.tell_film(film, job.id)
     answer.data["tasks"] |= {"total": len(plan.tasks), "reused": len(plan.tasks) - len(missing)}
-    return Order(job, plan, pools, args.pools, store, container, missing, resolved.warnings, resolved.files)
+    return Order(job, plan, pools, args.pools, store, container, missing, resolved.warnings, resolved.files, gangs)
 
 
 def look_again(order: Order, answer: Answer) -> Order:

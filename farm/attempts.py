@@ -300,7 +300,7 @@ class Attempts:
         if slot.was_told:
             return Ran("interrupted", asked_at, self.now(), reason=f"the replica was told to leave: {error}")
         for _ in range(NODE_LOSS_POLLS):  # a connection breaks some time before the cluster calls the node dead
-            if self.closing or not self.hands.is_node_alive(slot.node):
+            if self.closing or not self.hands.is_node_alive(error.node or slot.node):
                 return Ran("interrupted", asked_at, self.now(), reason=f"the replica's node was lost: {error}")
             await asyncio.sleep(NODE_LOSS_POLL_S)
         return Ran("failed", asked_at, self.now(), reason=f"the replica's process died: {error}", cause="died")

@@ -476,6 +476,8 @@ class Control:
         seen = [s for s in self.fleet.slots.values() if s.node and (s.busy or is_round)]
         await asyncio.gather(*(self.work.look_at(s) for s in seen))
         self.work.leave_draining_nodes()
+        if is_round and any(pool.ranks > 1 for pool in self.pools.values()):
+            self.hands.reap()
         await asyncio.gather(*(self._look_after(lead) for lead in list(self.leads.values()) if lead.is_begun))
         for rendering in self.renderings.values():
             rendering.news.set()

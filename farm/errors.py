@@ -96,11 +96,11 @@ class LeaseLost(FarmError):
 
 
 class ReplicaLost(FarmError):
-    """A replica has gone, or cannot be reached."""
+    """A replica has gone, or cannot be reached. Of a gang, `node` is that of the rank that went first."""
 
-    def __init__(self, reason: str, is_unreachable: bool = False) -> None:
-        super().__init__(reason, is_unreachable)
-        self.is_unreachable = is_unreachable
+    def __init__(self, reason: str, is_unreachable: bool = False, node: str = "") -> None:
+        super().__init__(reason, is_unreachable, node)
+        self.is_unreachable, self.node = is_unreachable, node
 
     def __str__(self) -> str:
         return str(self.args[0])

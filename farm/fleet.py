@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .failure import is_bad_replica, nodes_to_avoid
+from .gangs import sharing_of
+from .parallel import Sharing
 from .pools import Pool, numerics_of, stages_of
 from .scaling import may_leave, num_replicas_wanted
 from .task import Cause, Outcome, Task
@@ -34,6 +36,8 @@ class ReplicaSpec:
     package: str  # whose modules are the stages: `pipelines`, or stand-ins of a benchmark
     checkpoint_s: float = 0.0  # seconds between step checkpoints; 0: none but on notice
     checkpoint_steps: int = 0  # the same in steps
+    sharing: Sharing | None = None  # of a gang: how its ranks share tasks
+    gang_timeout_s: float = 0.0  # how long one of them waits for the others
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,9 @@ class Hands(Protocol):
 
     def stop(self, handle: Any) -> None: ...
 
+    def reap(self) -> None:
+        """Free what gangs hold that no controller of this farm knows any more."""
+
     def is_node_alive(self, node: str) -> bool: ...
 
     def nodes(self) -> list[str]:
@@ -190,7 +197,8 @@ class Fleet:
             name=replica, pool=name, stages=stages, cpus=pool.cpus, gpus=pool.gpus, store_uri=self.store_uri,
             package=self.package, numerics={s: dict(numerics_of(pool, s)) for s in stages if s != "assemble"},
             placement={s: placed for s in stages if (placed := pool.options.placement_of(s))},
-            checkpoint_s=pool.checkpoint.seconds, checkpoint_steps=pool.checkpoint.steps,
+            checkpoint_s=pool.checkpoint.seconds, checkpoint_steps=pool.checkpoint.steps, sharing=sharing_of(pool),
+            gang_timeout_s=pool.gang_timeout_s,
         )  # fmt: skip
         avoid = nodes_to_avoid(self.replaced, self.hands.nodes()) if self.replaced else []
         handle = self.hands.start(spec, pool, avoid=avoid)

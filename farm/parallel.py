@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from .cards import ModelCard
 from .errors import InputError, Problem
+from .task import Denoise
 
 GPU_TFLOPS = {  # dense bfloat16, by Ray's names of accelerators (vendors' data sheets); of others UNKNOWN_TFLOPS
     "V100": 112, "T4": 65, "L4": 121, "A10G": 70, "L40S": 362, "A100": 312, "A100-40G": 312, "A100-80G": 312,
@@ -116,6 +117,14 @@ def work_of(card: ModelCard, latent_shape: tuple[int, ...], *, num_latents: int,
     rows, columns = latent_shape[3:]
     video = -(-num_latents // t) * (rows // h) * (columns // w)
     return Work(card, video, card.max_tokens if card.splits_text else 0, is_guided)
+
+
+def work_of_request(card: ModelCard, request: Denoise) -> Work:
+    """The longest pass that a denoise task asks for: one of its slices, and the latent frames that lead it."""
+    covered = max(s.first_latent + s.num_latents for s in request.slices)
+    longest = max(s.num_latents for s in request.slices) + request.latent_shape[2] - covered
+    is_guided = any(s.negative is not None for s in request.slices)
+    return work_of(card, request.latent_shape, num_latents=longest, is_guided=is_guided)
 
 
 def faults(degrees: Degrees, work: Work) -> list[str]:

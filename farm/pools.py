@@ -61,7 +61,9 @@ class Pool(Strict):
     labels: dict[str, str] = {}
     ranks: Annotated[int, Field(ge=1, le=4096)] = 1
     replicas: Bounds = Bounds()
-    parallel: Parallel = Parallel()
+    parallel: Parallel | Literal["auto"] = Parallel()
+    gang_timeout_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 300.0
+    """How long one rank waits for the others before the gang is given up."""
     dtype: Dtype | None = None
     options: Options = Options()
     price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
@@ -124,13 +126,47 @@ def _faults(document: Document, place: tuple[str, str], pool: Pool) -> list[Prob
         found.append(("replicas", f"{name}.replicas.min must be at most max ({pool.replicas.max})"))
     if pool.gpus > 1 and pool.gpus != int(pool.gpus):
         found.append(("gpus", f"{name}.gpus must be a fraction below 1 or a whole number, got {pool.gpus:g}"))
-    if pool.ranks > 1:
-        found.append(("ranks", f"{name}.ranks: replicas of several ranks are not available yet"))
-    if pool.parallel != Parallel():
-        found.append(("parallel", f"{name}.parallel: sequence parallelism is not available yet"))
+    found += [(key, f"{name}.{message}") for key, message in _gang_faults(pool)]
     for fault in pool.options.faults(pool.stages, has_gpus=pool.gpus > 0):
         found.append(("options", f"{name}.options.{fault}"))
     return [document.problem((*place, key), message) for key, message in found]
+
+
+def _gang_faults(pool: Pool) -> list[tuple[str, str]]:
+    """What cannot be about a pool's ranks: (key, the end of a sentence that begins with the pool)."""
+    how = Parallel() if pool.parallel == "auto" else pool.parallel
+    degrees, stages = how.ulysses * how.ring * how.guidance, pool.stages
+    if pool.ranks == 1:
+        is_plain = how == Parallel()
+        return [] if is_plain else [("parallel", f"ranks must be {max(2, degrees)} for this parallel, got 1")]
+    if len(stages) != 1 or stages[0] not in ("encode", "denoise", "decode"):
+        told = ", ".join(stages)
+        return [("ranks", f"stages must be encode, denoise or decode alone where there are several ranks, got {told}")]
+    found = []
+    if stages == ["denoise"] and pool.parallel != "auto" and degrees != pool.ranks:
+        found.append(
+            ("parallel", f"parallel: ulysses x ring x guidance must be {pool.ranks}, the ranks, got {degrees}")
+        )
+    if stages != ["denoise"] and (pool.parallel == "auto" or degrees > 1):
+        found.append(("parallel", "parallel: ulysses, ring and guidance are for pools that serve denoise"))
+    if stages == ["encode"] and not how.shard_weights:
+        found.append(
+            ("ranks", "parallel.shard_weights must be true where encode has several ranks, which share weights")
+        )
+    if stages == ["decode"] and not pool.options.vae_tiling:
+        found.append(("ranks", "options.vae_tiling must be true where decode has several ranks, which share tiles"))
+    if stages == ["decode"] and how.shard_weights:
+        found.append(("parallel", "parallel.shard_weights must be false in a pool that serves decode"))
+    if pool.gpus != int(pool.gpus):
+        found.append(("gpus", f"gpus must be whole where there are several ranks, got {pool.gpus:g}"))
+    if pool.options.cache:
+        found.append(
+            ("options", "options.cache must be off where there are several ranks, each of which would decide alone")
+        )
+    for option in ("offload", "compile", "quantize"):
+        if how.shard_weights and getattr(pool.options, option) != getattr(Options(), option):
+            found.append(("options", f"options.{option} must not stand beside parallel.shard_weights"))
+    return found
 
 
 def faults_together(pools: Mapping[str, Pool]) -> list[str]:
@@ -254,7 +290,8 @@ def cannot_fit(pools: Mapping[str, Pool], nodes: Sequence[NodeFacts]) -> list[Pr
         wanted = max(1, pool.replicas.min) * pool.ranks
         room = _place([(pool, wanted)], nodes)
         if room < wanted:
-            words = f"pool {name} asks for {wanted} x ({asked(pool)}), the cluster has room for {room}: {have}"
+            one = asked(pool.model_copy(update={"ranks": 1}))
+            words = f"pool {name} asks for {wanted} x ({one}), the cluster has room for {room}: {have}"
             told.append(Problem(words, f"pools.{name}"))
     least = [(pool, pool.replicas.min * pool.ranks) for pool in pools.values()]
     if not told and _place(least, nodes) < sum(count for _, count in least):
@@ -269,7 +306,7 @@ def without_kinds(pools: Mapping[str, Pool]) -> dict[str, Pool]:
     return {name: pool.model_copy(update={"accelerator": None, "labels": {}}) for name, pool in pools.items()}
 
 
-class _Room:
+class Room:
     """What is left of a node while replicas are placed on it."""
 
     def __init__(self, node: NodeFacts) -> None:
@@ -295,14 +332,14 @@ class _Room:
 
 def _place(wanted: Sequence[tuple[Pool, int]], nodes: Sequence[NodeFacts]) -> int:
     """How many of the wanted replicas find room, the largest first."""
-    rooms = [_Room(node) for node in nodes]
+    rooms = [Room(node) for node in nodes]
     order = sorted(wanted, key=lambda w: (-w[0].gpus, -len(w[0].labels), -w[0].cpus))
     return sum(any(room.take(pool) for room in rooms) for pool, count in order for _ in range(count))
 
 
 def asked(pool: Pool) -> str:
-    """A pool's hardware per rank, in words."""
-    parts = [f"{pool.cpus} CPU"]
+    """A pool's hardware, in words."""
+    parts = [f"{pool.ranks} ranks, each {pool.cpus} CPU" if pool.ranks > 1 else f"{pool.cpus} CPU"]
     parts += [f"{pool.gpus:g} GPU"] if pool.gpus else []
     parts += [f"{pool.memory_gib:g} GiB"] if pool.memory_gib else []
     parts += [f"accelerator {pool.accelerator}"] if pool.accelerator else []

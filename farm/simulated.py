@@ -172,6 +172,9 @@ class SimHands:
         if not replica.ended.done() and not self.owner.is_dead:
             replica.ended.set_result(None)
 
+    def reap(self) -> None:
+        pass
+
     def is_node_alive(self, node: str) -> bool:
         return node in self.nodes()
 

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 
 from farm.cards import Matrix
 from farm.checkpoint import card_of
-from farm.parallel import Degrees, work_of
+from farm.parallel import Degrees, work_of_request
 from farm.task import Denoise
 
 from .checkpoint import StepState, pack, unpack
@@ -89,11 +89,6 @@ def preview_png(latents_BCFHW: torch.Tensor, rgb_matrix: Matrix) -> bytes:
     return buffer.getvalue()
 
 
-def _end_of(request: Denoise) -> int:
-    """Latent frames that slices cover; what the latent has besides leads them."""
-    return max(s.first_latent + s.num_latents for s in request.slices)
-
-
 def load_latents(artifact: Artifact) -> torch.Tensor:
     latents: torch.Tensor = load(as_bytes(artifact))["latents"]
     return latents
@@ -164,10 +159,7 @@ class Stage:
         """Spread the transformers over the gang as the task wants it; how, where guidance is split too."""
         if self.gang is None:
             return None
-        longest = max(s.num_latents for s in request.slices) + request.latent_shape[2] - _end_of(request)
-        is_guided = any(s.negative is not None for s in request.slices)
-        work = work_of(self.card, request.latent_shape, num_latents=longest, is_guided=is_guided)
-        degrees = self.gang.sharing.degrees_for(work)
+        degrees = self.gang.sharing.degrees_for(work_of_request(self.card, request))
         split = self.gang.split(degrees)
         if degrees != self.degrees:
             for one in self.split_models:
