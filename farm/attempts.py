@@ -295,15 +295,16 @@ class Attempts:
 
     async def _judge(self, slot: Slot, error: ReplicaLost, asked_at: float) -> Ran:
         """A process that died counts as a failure; one that went with its node, or was told to leave, does not."""
+        noticed_at = self.now()
         if error.is_unreachable:
-            return Ran("interrupted", asked_at, self.now(), reason=f"the replica cannot be reached: {error}")
+            return Ran("interrupted", asked_at, noticed_at, reason=f"the replica cannot be reached: {error}")
         if slot.was_told:
-            return Ran("interrupted", asked_at, self.now(), reason=f"the replica was told to leave: {error}")
+            return Ran("interrupted", asked_at, noticed_at, reason=f"the replica was told to leave: {error}")
         for _ in range(NODE_LOSS_POLLS):  # a connection breaks some time before the cluster calls the node dead
             if self.closing or not self.hands.is_node_alive(error.node or slot.node):
-                return Ran("interrupted", asked_at, self.now(), reason=f"the replica's node was lost: {error}")
+                return Ran("interrupted", asked_at, noticed_at, reason=f"the replica's node was lost: {error}")
             await asyncio.sleep(NODE_LOSS_POLL_S)
-        return Ran("failed", asked_at, self.now(), reason=f"the replica's process died: {error}", cause="died")
+        return Ran("failed", asked_at, noticed_at, reason=f"the replica's process died: {error}", cause="died")
 
     def _record(self, slot: Slot, task: Task, first: Rendering, ran: Ran, size: int) -> Attempt:
         self.num_attempts += 1

@@ -1,8 +1,10 @@
 """Kill what renders a film, at a random moment, and carry on with the same command: `make chaos` (60 rounds, an hour).
 
 What is killed, in turn: a replica, the controller, the door (`farm render`) with its own Ray, a whole emulated node,
-and every process of the cluster. After each round the film must have the frames of an undisturbed one, nothing that was
-finished may have run again, no denoise task may have begun before its last checkpoint, and nothing may be left over.
+and every process of the cluster. `--gangs` has replicas of two ranks on a cluster that has room for one of them; there
+a rank is killed, or made to stand still. After each round the film must have the frames of an undisturbed one, nothing
+that was finished may have run again, no denoise task may have begun before its last checkpoint, and nothing may be left
+over.
 """
 
 from __future__ import annotations
@@ -49,6 +51,25 @@ pools:
   denoise: {stages: [encode, denoise], replicas: {min: 2, max: 2}, checkpoint: {seconds: 0, steps: 20}}
   media: {stages: [decode, assemble], replicas: {min: 1, max: 1}}
 """
+GANG_BOARD = """\
+title: Gang chaos
+size: 64x48
+fps: 8
+steps: 120
+shots:
+  - {id: one, prompt: a red ball rolls over grass, frames: 29}
+  - {id: two, prompt: a blue cube spins over sand, frames: 17}
+"""
+GANG_TIMEOUT_S = 10.0
+GANG_POOLS = f"""\
+pools:
+  encode: {{stages: [encode]}}
+  denoise: {{stages: [denoise], gpus: 1, ranks: 2, parallel: {{ulysses: 2}}, gang_timeout_s: {GANG_TIMEOUT_S:g},
+            dtype: float32, checkpoint: {{seconds: 0, steps: 10}}}}
+  media: {{stages: [decode, assemble]}}
+"""
+GANG_KINDS = ("rank", "frozen rank")
+GANG_NODES = [{"num_cpus": 6, "num_gpus": 2}]  # two GPUs: a new gang needs those of the old one
 KINDS = ("replica", "controller", "door", "node", "cluster")
 TRIES = 6  # of the command, after which a round has failed
 NODES = [{"num_cpus": 3}, {"num_cpus": 3}]  # each could do it alone
@@ -65,25 +86,45 @@ class Round:
     seconds: float = 0.0
     finished_before: int = 0  # tasks, when something was killed
     repeated_tasks: int = 0  # attempts that did not succeed
+    noticed_s: float | None = None  # of gangs: from the kill to the end of the attempt that it broke
+    recovered_s: float | None = None  # from there to the first step of the next one
     faults: list[str] = field(default_factory=list)
 
 
 class Chaos:
     """A storyboard, its undisturbed frames, and a folder to work in."""
 
-    def __init__(self, folder: Path, *, board: str = BOARD, seed: int = 0) -> None:
+    def __init__(self, folder: Path, *, board: str = BOARD, pools: str = POOLS, seed: int = 0) -> None:
         self.folder, self.rng = folder, random.Random(seed)
         self.board, self.pools = folder / "film.yaml", folder / "pools.yaml"
         self.board.write_text(board)
-        self.pools.write_text(POOLS)
+        self.pools.write_text(pools)
+        self.nodes = GANG_NODES if pools is GANG_POOLS else NODES
         started = time.monotonic()
-        whole = finish(start_farm(*self.command(folder / "whole", folder / "whole-frames")))
+        whole = self._undisturbed(folder / "whole", folder / "whole-frames")
         assert whole.code == 0, whole.told
         self.whole_s, self.frames = time.monotonic() - started, frames_of(folder / "whole-frames")
         self.job = whole.answer["job"]
         attempts = read_attempts(Store(str(folder / "whole")), self.job)
         self.work_s = max(a.ended_at for a in attempts) - min(a.started_at for a in attempts)
+        if pools is GANG_POOLS:  # again with the prompts encoded: the first task waits for nothing but its gang
+            for record in (folder / "whole").glob("artifacts/*/*.json"):
+                if '"stage": "encode"' not in record.read_text():
+                    record.unlink()
+            shutil.rmtree(folder / "whole" / "frames", ignore_errors=True)
+            known = {a.attempt_id for a in attempts}
+            again = self._undisturbed(folder / "whole", folder / "again-frames")
+            assert again.code == 0, again.told
+            new = [a for a in read_attempts(Store(str(folder / "whole")), self.job) if a.attempt_id not in known]
+            first = next(a for a in new if a.stage == "denoise")
+            self.cold_start_s = first.info["first_step_at"] - first.queued_at
         shutil.rmtree(folder / "whole")
+
+    def _undisturbed(self, store: Path, out: Path) -> Any:
+        if self.nodes is NODES:
+            return finish(start_farm(*self.command(store, out)))
+        with emulated_cluster(self.nodes) as made:
+            return finish(start_farm(*self.command(store, out, "--address", made.address)))
 
     def command(self, store: Path, out: Path, *more: str) -> tuple[str | Path, ...]:
         return ("render", self.board, "--store", store, "--pools", self.pools, "--out", out, "--json", *more)
@@ -94,7 +135,9 @@ class Chaos:
         started, folders = time.monotonic(), left_folders()
         os.environ[MARK] = mark = f"{os.getpid()}-{number}"  # inherited by all that is started now
         try:
-            if kind in ("node", "cluster"):
+            if kind in GANG_KINDS:
+                self._in_a_gang(kind, store, out, done)
+            elif kind in ("node", "cluster"):
                 self._on_a_cluster(kind, store, out, done)
             else:
                 self._alone(kind, store, out, done)
@@ -128,6 +171,27 @@ class Chaos:
                 if victims:
                     self.rng.choice(victims).kill()
         self._carry_on(process, lambda: start_farm(*self.command(store, out)), done)
+
+    def _in_a_gang(self, kind: str, store: Path, out: Path, done: Round) -> None:
+        """One rank of a gang is killed, or stands still; the cluster has room for one gang."""
+        with emulated_cluster(self.nodes) as made:
+            argv = self.command(store, out, "--address", made.address)
+            process, done.commands = start_farm(*argv), 1
+            self._wait_to_kill(process, store, done)
+            ranks = [p for p in left_processes(os.environ[MARK]) if name_of(p).startswith(("ray::Leader", "ray::Rank"))]
+            is_busy = process.poll() is None and ranks
+            if is_busy:
+                victim = self.rng.choice(ranks)
+                victim.kill() if kind == "rank" else victim.suspend()
+            self._carry_on(process, lambda: start_farm(*argv), done)
+            left = num_groups(made.address)
+            done.faults += [f"{left} placement groups are left, for one gang"] if left > 1 else []
+        broken = [a for a in read_attempts(Store(str(store)), self.job) if a.ended_at > self.killed_at]
+        failed = [a for a in broken if a.stage == "denoise" and a.outcome == "failed"]
+        if failed:
+            done.noticed_s = failed[0].ended_at - self.killed_at
+            later = [a for a in broken if a.stage == "denoise" and a.started_at > failed[0].ended_at]
+            done.recovered_s = later[0].info["first_step_at"] - failed[0].ended_at
 
     def _on_a_cluster(self, kind: str, store: Path, out: Path, done: Round) -> None:
         """The film on an emulated cluster of three nodes, of which one is lost, or all."""
@@ -196,6 +260,23 @@ class Chaos:
         done.faults += [f"left over: {p.relative_to(root)}" for p in left]
 
 
+LIVING_GROUPS = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
+print(sum(g["state"] != "REMOVED" for g in ray.util.placement_group_table().values()))
+"""
+
+
+def num_groups(address: str) -> int:
+    """Placement groups of a cluster that hold, or ask for, something."""
+    command = [sys.executable, "-c", LIVING_GROUPS, address]
+    return int(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()[-1])
+
+
+def _told(what: str, seconds: float | None) -> str:
+    return "" if seconds is None else f", {what} {seconds:.1f} s"
+
+
 def last_step(folder: Path) -> int:
     """The step that a task's newest checkpoint has reached."""
     names = sorted(p.name for p in folder.glob("*.safetensors"))
@@ -232,27 +313,38 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=KINDS)
+    parser.add_argument("--gangs", action="store_true", help="of two ranks, which break")
+    parser.add_argument("--only", choices=(*KINDS, *GANG_KINDS))
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     apart = tempfile.mkdtemp(prefix="c-")  # a short path, for sockets; nobody else's folders are counted as left over
     os.environ["TMPDIR"] = tempfile.tempdir = apart
-    chaos, rounds = Chaos(folder, seed=args.seed), []
+    kinds = GANG_KINDS if args.gangs else KINDS
+    what = {"board": GANG_BOARD, "pools": GANG_POOLS} if args.gangs else {}
+    chaos, rounds = Chaos(folder, seed=args.seed, **what), []
     print(f"undisturbed: {chaos.whole_s:.1f} s, of work {chaos.work_s:.1f} s; {len(chaos.frames)} frames", flush=True)
     for number in range(args.rounds):
-        done = chaos.round(args.only or KINDS[number % len(KINDS)], number)
+        done = chaos.round(args.only or kinds[number % len(kinds)], number)
         rounds.append(done)
         print(
             f"{number:3} {done.kind:<10} killed after {done.killed_after_s:5.1f} s, {done.finished_before:3} tasks "
-            f"done; {done.commands} commands, {done.seconds:5.1f} s, {done.repeated_tasks} attempts in vain: "
+            f"done; {done.commands} commands, {done.seconds:5.1f} s, {done.repeated_tasks} attempts in vain"
+            f"{_told('noticed after', done.noticed_s)}{_told('recovered in', done.recovered_s)}: "
             f"{'; '.join(done.faults) or 'fine'}",
             flush=True,
         )
     shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(apart, ignore_errors=True)
     bad = [r for r in rounds if r.faults]
-    told = {kind: [r.seconds for r in rounds if r.kind == kind] for kind in KINDS}
-    save("chaos", {
+    told = {kind: [r.seconds for r in rounds if r.kind == kind] for kind in kinds}
+    gangs: dict[str, Any] = {}
+    if args.gangs:
+        gangs["cold_start_s"] = chaos.cold_start_s
+        for kind in kinds:
+            mine = [r for r in rounds if r.kind == kind and r.noticed_s is not None]
+            gangs[f"{kind}: noticed_s"] = spread([r.noticed_s for r in mine if r.noticed_s is not None])
+            gangs[f"{kind}: recovered_s"] = spread([r.recovered_s for r in mine if r.recovered_s is not None])
+    save("chaos_gangs" if args.gangs else "chaos", gangs | {
         "rounds": len(rounds), "with_faults": len(bad), "undisturbed_s": chaos.whole_s,
         "seconds": {kind: spread(s) for kind, s in told.items() if s},
         "attempts_in_vain": spread([float(r.repeated_tasks) for r in rounds]),

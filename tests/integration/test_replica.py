@@ -39,7 +39,7 @@ def local_ray() -> Iterator[Any]:
 def start_stand_in(ray: Any, store: Path) -> Any:
     from actors.pool import RayHands
 
-    fleet = Fleet(POOLS, RayHands(), store_uri=str(store), package="stand_ins")
+    fleet = Fleet(POOLS, RayHands("test"), store_uri=str(store), package="stand_ins")
     (slot,) = fleet.scale("all", waiting=0, now=0.0)
     ray.get(slot.handle.where.remote(), timeout=60)
     return slot.handle

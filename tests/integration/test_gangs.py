@@ -1,0 +1,164 @@
+"""Gangs through Ray: a film on replicas of several ranks, on logical GPUs, and what is left when one breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from emulated_cluster import emulated_cluster
+from farm_process import farm
+from PIL import Image
+
+from cluster.hardware import Connection
+from farm.fleet import ReplicaSpec
+from farm.gangs import sharing_of
+from farm.pools import Parallel, Pool
+
+BOARD = """\
+title: Gangs
+size: 64x48
+fps: 8
+steps: 4
+shots:
+  - {id: one, prompt: a red ball rolls over grass, frames: 17}
+  - {id: two, prompt: a blue cube spins over sand, frames: 17}
+  - {id: three, prompt: a green cone floats over snow, frames: 17}
+  - {id: four, prompt: a white car stands over grass, frames: 17}
+"""
+
+
+def write_pools(folder: Path, *, ranks: int, replicas: int = 1, parallel: str = "auto") -> Path:
+    path, bounds = folder / f"pools{ranks}.yaml", f"replicas: {{min: {replicas}, max: {replicas}}}"
+    gang = f", ranks: {ranks}, parallel: {parallel}, gang_timeout_s: 60" if ranks > 1 else ""
+    path.write_text(
+        f"pools: {{encode: {{stages: [encode]}}, denoise: {{stages: [denoise], {bounds}{gang}}}, "
+        "media: {stages: [decode, assemble]}}\n"
+    )
+    return path
+
+
+def attempts_of(store: Path) -> list[dict[str, Any]]:
+    return [json.loads(p.read_text()) for p in store.glob("jobs/*/attempts/*.json")]
+
+
+def pictures_of(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(p)) for p in sorted(folder.glob("*.png"))])
+
+
+def test_two_gangs_of_two_ranks_make_the_film_of_single_replicas_and_four_ranks_find_it_done(tmp_path: Path) -> None:
+    board, made = tmp_path / "film.yaml", {}
+    board.write_text(BOARD)
+    for ranks, replicas in ((1, 1), (2, 2)):
+        store, out = tmp_path / f"store{ranks}", tmp_path / f"frames{ranks}"
+        pools = write_pools(tmp_path, ranks=ranks, replicas=replicas)
+        done = farm("render", board, "--store", store, "--pools", pools, "--out", out, "--json")
+        assert done.code == 0, done.told
+        made[ranks] = pictures_of(out).astype(int)
+    assert np.abs(made[1] - made[2]).max() <= 1  # latents within 1e-5, frames within rounding
+    rows = [a for a in attempts_of(tmp_path / "store2") if a["stage"] == "denoise"]
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        spans.setdefault(row["replica"], []).append((row["started_at"], row["ended_at"]))
+    assert len(rows) == 4 and len(spans) == 2
+    first, second = spans.values()
+    assert any(a < d and c < b for a, b in first for c, d in second)  # both at once
+    four = write_pools(tmp_path, ranks=4)
+    again = farm(
+        "render", board, "--store", tmp_path / "store1", "--pools", four, "--out", tmp_path / "again", "--json"
+    )
+    assert again.code == 0, again.told
+    assert again.answer["tasks"]["run"] == 0
+    planned = farm("plan", board, "--store", tmp_path / "other", "--pools", four, "--json")
+    assert planned.answer["gangs"]["denoise"]["guidance"] == 2
+
+
+BLENDED = """\
+title: One long take
+size: 64x48
+steps: 30
+continuity: {mode: blend, chunk_frames: 17, overlap_frames: 5}
+shots: [{id: one, prompt: a red ball rolls over grass, frames: 89}]
+"""
+
+
+@pytest.mark.slow
+def test_a_blended_take_over_two_gangs_has_the_frames_of_one_gang(tmp_path: Path) -> None:
+    board, made = tmp_path / "film.yaml", []
+    board.write_text(BLENDED)
+    for replicas in (1, 2):
+        store, out = tmp_path / f"store{replicas}", tmp_path / f"frames{replicas}"
+        pools = write_pools(tmp_path, ranks=2, replicas=replicas, parallel="{ulysses: 2}")
+        done = farm("render", board, "--store", store, "--pools", pools, "--out", out, "--json")
+        assert done.code == 0, done.told
+        made.append(pictures_of(out))
+        given = sum(a["info"].get("slices_given", 0) for a in attempts_of(store))
+        assert (given > 0) == (replicas > 1)
+    assert np.array_equal(*made)
+
+
+# -- gangs by themselves
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with emulated_cluster([{"num_cpus": 4, "num_gpus": 2}]) as made, closing(Connection(made.address, {})):
+        import ray
+
+        yield ray
+
+
+def spec_of(pool: Pool, folder: Path, name: str = "denoise-0") -> ReplicaSpec:
+    return ReplicaSpec(
+        name, "denoise", ("denoise",), {}, {}, pool.cpus, pool.gpus, str(folder), "pipelines", sharing=sharing_of(pool),
+        gang_timeout_s=30.0,
+    )  # fmt: skip
+
+
+def gpus_free(ray: Any) -> float:
+    return float(ray.available_resources().get("GPU", 0))
+
+
+def until(what: str, is_true: Any, *, timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < end, f"waited {timeout_s:g} s for {what}"
+        time.sleep(0.1)
+
+
+def test_a_gang_that_cannot_be_placed_leaves_nothing_behind(cluster: Any, tmp_path: Path) -> None:
+    from actors.pool import RayHands
+
+    pool = Pool(stages=["denoise"], gpus=1, ranks=3, parallel=Parallel(ulysses=3))
+    hands = RayHands("here")
+    handle = hands.start(spec_of(pool, tmp_path), pool, avoid=[])
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(hands.place(handle), 5))
+    hands.stop(handle)
+    until("the group to go", lambda: not living_groups(cluster), timeout_s=20)
+    assert gpus_free(cluster) == 2
+
+
+def living_groups(ray: Any) -> list[str]:
+    return [g["name"] for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
+
+
+def test_groups_of_a_controller_that_has_died_are_removed(cluster: Any) -> None:
+    from actors.pool import RayHands
+
+    dead, other, alive = RayHands("here"), RayHands("elsewhere"), RayHands("here")
+    name = f"{dead.token}denoise-7"
+    group = cluster.util.placement_group([{"GPU": 1}], name=name)
+    strange = cluster.util.placement_group([{"GPU": 1}], name=f"{other.token}denoise-7")
+    cluster.get([group.ready(), strange.ready()], timeout=30)
+    alive.reap()
+    until("the group to go", lambda: name not in living_groups(cluster), timeout_s=20)
+    assert living_groups(cluster) == [f"{other.token}denoise-7"]
+    cluster.util.remove_placement_group(strange)
+    until("the GPUs", lambda: gpus_free(cluster) == 2, timeout_s=20)
