@@ -22,7 +22,6 @@ from types import FrameType
 from typing import Any
 
 from actors.identity import is_dead, this_process
-from farm.document import read_document
 from farm.errors import InputError, Problem, RenderError, StoreError
 from farm.jobs import publish_film, read_seams, write_job
 from farm.journal import Held, Watch, Wish, look_at_lease, read_standing
@@ -37,7 +36,7 @@ from .answer import Answer
 from .commands import add_commands
 from .deliver import Target, deliver, read_target
 from .hardware import Connection, this_machine
-from .order import Order, look_again, open_store, read_order, with_requeued
+from .order import Order, in_pools_file, look_again, open_store, read_order, with_requeued
 from .tables import model_rows, model_table, plan_table
 
 NEWS_S = 0.5  # how long one question to the controller waits for news
@@ -238,11 +237,8 @@ def render_missing(order: Order, connection: Connection, *, stale: Held | None) 
 
 def _refuse(told: list[Problem], order: Order) -> None:
     """Refuse pools that can never be placed, with their line in the pools file where there is one."""
-    if told and order.pools_file:
-        document = read_document(order.pools_file.read_bytes(), file=str(order.pools_file))
-        told = [document.problem(tuple(p.key.split(".")), p.message) for p in told]
     if told:
-        raise InputError(*told)
+        raise InputError(*in_pools_file(told, order.pools_file))
 
 
 def drive(order: Order, stop: StopRequest, connection: Connection, *, stale: Held | None) -> dict[str, Any]:

@@ -100,6 +100,12 @@ def _pools(pools: Mapping[str, Pool] | None) -> Iterator[Line]:
             nodes = cluster_nodes()
     else:
         pools, nodes = without_kinds(pools), [this_machine(pools)]
+    if any(pool.parallel != "auto" and pool.parallel.shard_weights for pool in pools.values()):
+        if shutil.which("c++") or shutil.which("g++"):
+            yield "ok", "compiler", "DeepSpeed, which shard_weights asks for, can compile its extension"
+        else:
+            words = "no C++ compiler: DeepSpeed, which shard_weights asks for, compiles an extension at its first start"
+            yield "warning", "compiler", f"{words}; install g++ where its replicas run"
     lacking = cannot_fit(pools, nodes)
     for name, pool in pools.items():
         most = pool.replicas.max

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from farm.checkpoint import Checkpoint, find_checkpoint
-from farm.document import Place
+from farm.document import Place, read_document
 from farm.errors import InputError, Problem
 from farm.film import container_of, job_id_of
 from farm.gangs import check_gangs
@@ -78,12 +79,23 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
     job = Job(job_id_of(film, *models), film, models, args.storyboard.read_text("utf-8-sig"))
     plan = make_plan(film, models, numerics(pools), container=container, stills=target.folder is not None)
     check_options(pools, (m.card for m in models))
-    gangs = check_gangs(pools, plan, models)
+    try:
+        gangs = check_gangs(pools, plan, models)
+    except InputError as e:
+        raise InputError(*in_pools_file(e.problems, args.pools)) from None
     check_served(pools, (task.stage for task in plan.tasks.values()))
     missing = tasks_to_run(plan.tasks, plan.targets, store.has)
     answer.tell_film(film, job.id)
     answer.data["tasks"] |= {"total": len(plan.tasks), "reused": len(plan.tasks) - len(missing)}
     return Order(job, plan, pools, args.pools, store, container, missing, resolved.warnings, resolved.files, gangs)
+
+
+def in_pools_file(problems: Sequence[Problem], path: Path | None) -> list[Problem]:
+    """Problems about pools with their line in the pools file, where there is one."""
+    if not problems or path is None:
+        return list(problems)
+    document = read_document(path.read_bytes(), file=str(path))
+    return [document.problem(tuple(p.key.split(".")), p.message) for p in problems]
 
 
 def look_again(order: Order, answer: Answer) -> Order:

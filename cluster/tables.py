@@ -14,7 +14,7 @@ from farm.plan import Plan
 
 SHOWN = (  # of one model, besides its weights
     "family", "modes", "contexts", "blends", "rule", "size", "fps", "multiple_px", "steps", "guidance", "guidance_low",
-    "chunk_frames", "overlap_frames", "max_tokens", "takes_loras", "tiles",
+    "chunk_frames", "overlap_frames", "max_tokens", "takes_loras", "tiles", "splits", "num_heads",
 )  # fmt: skip
 MAX_REASONS = 4  # shown of a shot
 
@@ -67,11 +67,11 @@ def model_table(rows: list[dict[str, Any]], *, is_one: bool = False) -> list[str
     """The families as a table; one checkpoint with everything that is known of it."""
     if is_one:
         return _one_model(rows[0])
-    lines = [f"{'pipeline':<46} {'modes':<43} {'contexts':<27} {'blend':<6} {'frames':<6} {'size':<9} fps   lora"]
+    lines = [f"{'pipeline':<46} {'modes':<43} {'contexts':<27} {'blend':<6} {'frames':<6} {'size':<9} fps   lora gang"]
     for row in rows:
         lines.append(
             f"{row['model']:<46} {row['modes']:<43} {row['contexts']:<27} {_yes(row['blends']):<6} {row['rule']:<6} "
-            f"{row['size']:<9} {row['fps']:<5g} {_yes(row['takes_loras'])}"
+            f"{row['size']:<9} {row['fps']:<5g} {_yes(row['takes_loras']):<4} {row['splits']}"
         )
     lines += [
         "",
@@ -82,7 +82,8 @@ def model_table(rows: list[dict[str, Any]], *, is_one: bool = False) -> list[str
     for name, gib in published.items():
         lines.append(f"{name:<30} {gib['encode']:>7.1f} {gib['denoise']:>8.1f} {gib['decode']:>7.1f}")
     lines += ["", "contexts: what a chunk of a long shot can begin with; frames: the lengths that a model generates."]
-    return [*lines, "A replica is one GPU today: no model is spread over several."]
+    lines += ["gang: what several GPUs can share of one task: its tokens (Ulysses, ring), the two passes of guidance."]
+    return lines
 
 
 def _one_model(row: Mapping[str, Any]) -> list[str]:
@@ -101,7 +102,7 @@ def _one_model(row: Mapping[str, Any]) -> list[str]:
 
 def _row(card: ModelCard, model: str) -> dict[str, Any]:
     told = asdict(card) | {"rule": str(card.rule), "size": f"{card.size[0]}x{card.size[1]}"}
-    for key in ("modes", "contexts"):
+    for key in ("modes", "contexts", "splits"):
         told[key] = ", ".join(told[key]) or "none"
     hidden = ("latent_rgb", "name", "latent_channels", "components", "settings", "conditioning", "published")
     return {"model": model} | {key: value for key, value in told.items() if key not in hidden}

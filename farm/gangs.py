@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .checkpoint import Checkpoint
+from .errors import InputError
 from .parallel import Degrees, Estimate, Hardware, Sharing, Work, estimate, work_of_request
 from .plan import Plan
 from .pools import ACCELERATOR_GIB, NodeFacts, Pool, Room, pools_serving
@@ -43,7 +44,10 @@ def check_gangs(pools: Mapping[str, Pool], plan: Plan, models: Sequence[Checkpoi
     for name in pools_serving(pools, "denoise"):
         sharing = sharing_of(pools[name])
         if sharing is not None and works:
-            made = [estimate(sharing.degrees_for(work), work, sharing.hardware) for work in works.values()]
+            try:
+                made = [estimate(sharing.degrees_for(work), work, sharing.hardware) for work in works.values()]
+            except InputError as e:
+                raise e.at(key=f"pools.{name}.parallel") from None
             found[name] = max(made, key=lambda e: e.step_s)
     return found
 

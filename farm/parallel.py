@@ -90,7 +90,7 @@ class Sharing:
         if self.degrees is None:
             return choose(self.ranks, work, self.hardware, shard_weights=self.shard_weights).degrees
         if told := faults(self.degrees, work):
-            raise InputError(Problem(f"parallel.{told[0]}", "pools"))
+            raise InputError(Problem(f"parallel.{told[0]}"))
         return self.degrees
 
 
@@ -239,7 +239,7 @@ def choose(ranks: int, work: Work, hardware: Hardware, *, shard_weights: bool = 
         numbers = [n for n in range(1, 65) if any(candidates(n, work))]
         told = _nearest(numbers, ranks)
         message = f"ranks must be able to share {work.tokens} tokens of {work.card.name}, got {ranks}; nearest: {told}"
-        raise InputError(Problem(message, "pools"))
+        raise InputError(Problem(message))
     roomy = [d for d in able if fits(d, work, hardware, shard_weights=shard_weights)] or able
     made = [estimate(d, work, hardware) for d in roomy]
     return min(made, key=lambda e: (e.step_s * (1 + RING_MARGIN * (e.degrees.ring > 1)), e.degrees.ring))

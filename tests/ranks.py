@@ -46,14 +46,17 @@ class Ranks:
 
 
 @contextmanager
-def ranks_of(size: int) -> Iterator[Ranks]:
+def ranks_of(size: int, *, device: str = "cpu") -> Iterator[Ranks]:
+    """Args:
+    device: "cuda" for NCCL, one GPU a rank.
+    """
     context = multiprocessing.get_context("spawn")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     pairs = [context.Pipe() for _ in range(size)]
     processes = [
-        context.Process(target=_be_rank, args=(rank, size, port, there), daemon=True)
+        context.Process(target=_be_rank, args=(rank, size, port, device, there), daemon=True)
         for rank, (_, there) in enumerate(pairs)
     ]
     for process, (_, there) in zip(processes, pairs, strict=True):
@@ -67,18 +70,19 @@ def ranks_of(size: int) -> Iterator[Ranks]:
             process.join(20)
 
 
-def _be_rank(rank: int, size: int, port: int, pipe: Connection) -> None:
+def _be_rank(rank: int, size: int, port: int, device: str, pipe: Connection) -> None:
     from datetime import timedelta
 
     import torch.distributed as dist
 
-    from pipelines.parallel import join
+    from pipelines.parallel import bind_device, join
 
     torch.set_num_threads(1)
+    device = bind_device([rank] if device == "cuda" else [], all_visible=True)
     store = dist.TCPStore("127.0.0.1", port, None, is_master=rank == 0, wait_for_workers=False,
                           timeout=timedelta(seconds=60))  # fmt: skip
     gang = join(
-        sharing(None, size), rank=rank, size=size, host="127.0.0.1", port=port, device="cpu", timeout_s=30, store=store
+        sharing(None, size), rank=rank, size=size, host="127.0.0.1", port=port, device=device, timeout_s=30, store=store
     )
     while True:
         work, values, named = pipe.recv()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chaos import BOARD, KINDS, MARK, Chaos
+from chaos import BOARD, GANG_BOARD, GANG_KINDS, GANG_POOLS, KINDS, MARK, Chaos
 
 
 @pytest.fixture(scope="module")
@@ -21,4 +21,20 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_film_survives(kind: str, chaos: Chaos, tmp_path: Path) -> None:
     done = chaos.round(kind, KINDS.index(kind))
+    assert not done.faults, done
+
+
+@pytest.fixture(scope="module")
+def gang_chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, "")
+        board = GANG_BOARD.replace("steps: 120", "steps: 40").partition("  - {id: two")[0]
+        yield Chaos(tmp_path_factory.mktemp("gangs"), board=board, pools=GANG_POOLS, seed=5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("number", range(4))
+def test_a_film_of_gangs_survives(number: int, gang_chaos: Chaos, tmp_path: Path) -> None:
+    done = gang_chaos.round(GANG_KINDS[number % 2], number)
     assert not done.faults, done

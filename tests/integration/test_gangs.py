@@ -17,9 +17,13 @@ from farm_process import farm
 from PIL import Image
 
 from cluster.hardware import Connection
+from farm.errors import ReplicaLost
 from farm.fleet import ReplicaSpec
 from farm.gangs import sharing_of
+from farm.keys import make_task
 from farm.pools import Parallel, Pool
+from farm.store import Store
+from farm.task import Denoise, Slice, Task
 
 BOARD = """\
 title: Gangs
@@ -108,17 +112,90 @@ def test_a_blended_take_over_two_gangs_has_the_frames_of_one_gang(tmp_path: Path
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with emulated_cluster([{"num_cpus": 4, "num_gpus": 2}]) as made, closing(Connection(made.address, {})):
-        import ray
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # where ranks find broken stages
+        with emulated_cluster([{"num_cpus": 4, "num_gpus": 2}]) as made, closing(Connection(made.address, {})):
+            import ray
 
-        yield ray
+            yield ray
 
 
-def spec_of(pool: Pool, folder: Path, name: str = "denoise-0") -> ReplicaSpec:
+PAIR = Pool(stages=["denoise"], gpus=1, ranks=2, parallel=Parallel(ulysses=2))
+
+
+def spec_of(pool: Pool, folder: Path) -> ReplicaSpec:
     return ReplicaSpec(
-        name, "denoise", ("denoise",), {}, {}, pool.cpus, pool.gpus, str(folder), "pipelines", sharing=sharing_of(pool),
-        gang_timeout_s=30.0,
+        "denoise-0", "denoise", ("denoise",), {}, {}, pool.cpus, pool.gpus, str(folder), "broken_stages",
+        sharing=sharing_of(pool), gang_timeout_s=8.0,
     )  # fmt: skip
+
+
+def task_that(what: str) -> Task:
+    request = Denoise("wan", what, (1, 4, 1, 4, 4), 1, 1.0, 1.0, 0, (Slice(0, 1, None, None),))
+    return make_task("denoise", request, extension="safetensors", label=what)
+
+
+class GangOfTwo:
+    """One gang on the two GPUs, as a controller uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        from actors.pool import RayHands
+
+        Store(str(folder)).create()
+        self.hands = RayHands("here")
+        self.handle = self.hands.start(spec_of(PAIR, folder), PAIR, avoid=[])
+
+    def run(self, what: str) -> tuple[Any, float]:
+        """How a task ends, and after how many seconds."""
+
+        async def both() -> tuple[Any, float]:
+            await asyncio.wait_for(self.hands.place(self.handle), 60)
+            started = time.monotonic()
+            ran = await asyncio.wait_for(self.hands.run(self.handle, task_that(what), [], frugal=False), 60)
+            return ran, time.monotonic() - started
+
+        return asyncio.run(both())
+
+    def end(self, ray: Any) -> None:
+        self.hands.stop(self.handle)
+        until("the group to go", lambda: not living_groups(ray), timeout_s=20)
+        until("the GPUs", lambda: gpus_free(ray) == 2, timeout_s=20)
+
+
+def test_a_gang_computes_and_what_all_ranks_refuse_breaks_nothing(cluster: Any, tmp_path: Path) -> None:
+    gang = GangOfTwo(tmp_path / "store")
+    assert gang.run("compute")[0].outcome == "succeeded"
+    refused, _ = gang.run("refuse")
+    assert (refused.outcome, refused.cause, refused.info.get("leaving")) == ("failed", "input", None)
+    assert gang.run("compute")[0].outcome == "succeeded"
+    gang.end(cluster)
+
+
+def test_a_rank_that_dies_or_has_no_memory_ends_the_gang_with_the_reason(cluster: Any, tmp_path: Path) -> None:
+    gang = GangOfTwo(tmp_path / "one")
+    with pytest.raises(ReplicaLost, match="rank 1 of denoise-0 ended") as lost:
+        gang.run("die")
+    assert lost.value.node in gang.hands.nodes()
+    gang.end(cluster)
+    gang = GangOfTwo(tmp_path / "two")
+    short, _ = gang.run("memory")
+    assert (short.outcome, short.cause, short.info["leaving"]) == ("failed", "memory", True)
+    assert "out of memory on rank 1" in short.reason
+    gang.end(cluster)
+
+
+@pytest.mark.slow
+def test_a_rank_that_stands_still_is_noticed_by_the_others(cluster: Any, tmp_path: Path) -> None:
+    gang = GangOfTwo(tmp_path / "one")
+    still, seconds = gang.run("stand still")
+    assert (still.outcome, still.info["leaving"]) == ("failed", True)
+    assert seconds < 60
+    gang.end(cluster)
+    gang = GangOfTwo(tmp_path / "two")
+    with pytest.raises(ReplicaLost):  # rank 1 has removed the group
+        gang.run("leader stands still")
+    until("the GPUs", lambda: gpus_free(cluster) == 2, timeout_s=20)
+    gang.end(cluster)
 
 
 def gpus_free(ray: Any) -> float:

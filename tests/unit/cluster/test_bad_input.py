@@ -441,6 +441,10 @@ def test_bad_places_are_refused(
     assert sorted(p.name for p in tmp_path.rglob("*") if p != board) == before
 
 
+def gang(how: str) -> str:
+    return f"pools: {{a: {{stages: [encode, decode]}}, b: {{stages: [denoise], {how}}}}}"
+
+
 POOLS = {
     "no stage denoise": ("pools: {a: {stages: [encode, decode]}}", "must serve the stage denoise"),
     "unknown stage": ("pools: {a: {stages: [encode, denoize, decode]}}", "did you mean denoise?"),
@@ -452,7 +456,42 @@ POOLS = {
         "pools:\n  a: {stages: [encode, denoise, decode]}\n  b: {stages: [denoise], dtype: bfloat16}\n",
         "the same numerics",
     ),
-    "several ranks": ("pools: {a: {stages: [encode, denoise, decode], ranks: 2}}", "not available yet"),
+    "ranks for all stages": (
+        "pools: {a: {stages: [encode, denoise, decode], ranks: 2}}",
+        "stages must be encode, denoise or decode alone",
+    ),
+    "parallel without ranks": (gang("parallel: {ulysses: 4}"), "ranks must be 4 for this parallel, got 1"),
+    "degrees that are not the ranks": (
+        gang("ranks: 4, parallel: {ulysses: 2}"),
+        "ulysses x ring x guidance must be 4, the ranks, got 2",
+    ),
+    "heads that do not divide": (
+        gang("ranks: 4, parallel: {ulysses: 4}"),
+        "parallel.ulysses must divide the 2 heads of",
+    ),
+    "ranks that cannot share": (gang("ranks: 512, parallel: auto"), "ranks must be able to share"),
+    "a step cache in a gang": (
+        gang("ranks: 2, parallel: {ulysses: 2}, options: {cache: {kind: first_block}}"),
+        "options.cache must be off",
+    ),
+    "shards on the host": (
+        gang("ranks: 2, gpus: 1, parallel: {ulysses: 2, shard_weights: true}, options: {offload: group}"),
+        "options.offload must not stand beside parallel.shard_weights",
+    ),
+    "a fraction of a GPU each": (gang("ranks: 2, gpus: 0.5, parallel: auto"), "gpus must be whole"),
+    "encoders without shards": (
+        "pools: {a: {stages: [encode], ranks: 2}, b: {stages: [denoise, decode]}}",
+        "shard_weights must be true",
+    ),
+    "decoders without tiles": (
+        "pools: {a: {stages: [decode], ranks: 2}, b: {stages: [encode, denoise]}}",
+        "vae_tiling must be true",
+    ),
+    "decoders with degrees": (
+        "pools: {a: {stages: [decode], ranks: 2, parallel: {ring: 2}, options: {vae_tiling: true}}, "
+        "b: {stages: [encode, denoise]}}",
+        "are for pools that serve denoise",
+    ),
     "more GPUs than there are": (
         "pools: {a: {stages: [encode, denoise, decode], gpus: 8}}",
         "asks for 1 x (1 CPU, 8 GPU)",
