@@ -41,8 +41,8 @@ bench: install  # make bench NAME=overlap
 simulate: install  # the farm in virtual time: make simulate WORLDS=1000
 	$(BIN)/python -m farm.simulate --worlds $(or $(WORLDS),100000)
 
-chaos: install  # kill real processes: make chaos ROUNDS=5
-	PYTHONPATH=.:tests:tests/bench $(BIN)/python tests/chaos.py --rounds $(or $(ROUNDS),60)
+chaos: install  # kill real processes: make chaos ROUNDS=5, make chaos GANGS=1 ROUNDS=20
+	PYTHONPATH=.:tests:tests/bench $(BIN)/python tests/chaos.py --rounds $(or $(ROUNDS),60) $(if $(GANGS),--gangs)
 
 pictures: install  # the README's
 	$(BIN)/python docs/pictures.py
