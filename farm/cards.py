@@ -41,7 +41,7 @@ class ModelCard:
 
     name: str
     family: str
-    modes: tuple[str, ...]  # text | image | first_last | frames | reference
+    modes: tuple[str, ...]  # text | image | first_last | frames | keyframes | reference
     contexts: tuple[str, ...]  # kinds of context, strongest first: latents | frames | last_frame
     rule: FrameRule
     size: tuple[int, int]  # native width and height, px
@@ -231,8 +231,9 @@ def ltx_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
         transformer, heads=32, head_dim=64, blocks=transformer.get("num_layers", 28), channels=channels,
         patch=(transformer.get("patch_size_t", 1), *[transformer.get("patch_size", 1)] * 2), attentions=2,
     )  # fmt: skip
+    more = ("first_last", "keyframes") if is_condition else ()
     return replace(
-        LTX, **facts, modes=(*LTX.modes, "first_last") if is_condition else LTX.modes, rule=FrameRule(temporal, 1),
+        LTX, **facts, modes=(*LTX.modes, *more), rule=FrameRule(temporal, 1),
         multiple_px=spatial, spatial_factor=spatial, latent_channels=channels,
         max_tokens=256 if is_condition else 128,
         settings={"text": told, "vae": told, "denoise": (*told, ("spatial", spatial), ("temporal", temporal))},

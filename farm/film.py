@@ -61,6 +61,7 @@ class FilmShot:
     chunks: tuple[Chunk, ...]
     image: FilmImage | None
     last_image: FilmImage | None
+    keyframes: tuple[tuple[int, FilmImage], ...]  # (frame, picture)
     references: tuple[FilmImage, ...]
     loras: tuple[FilmLora, ...]
     continue_from: str | None
@@ -89,7 +90,8 @@ class FilmShot:
     @property
     def files(self) -> tuple[FilmImage | FilmLora, ...]:
         """All files of the author's that it is made from."""
-        images = [i for i in (self.image, self.last_image, *self.references) if i is not None]
+        keys = [image for _, image in self.keyframes]
+        images = [i for i in (self.image, self.last_image, *keys, *self.references) if i is not None]
         return (*images, *self.loras)
 
     @property
@@ -178,6 +180,7 @@ def _shot_from_json(data: Mapping[str, Any]) -> FilmShot:
             "prompts": tuple((first, prompt) for first, prompt in data["prompts"]),
             "chunks": tuple(Chunk(**c) for c in data["chunks"]),
             **images,
+            "keyframes": tuple((frame, FilmImage(**image)) for frame, image in data["keyframes"]),
             "references": tuple(FilmImage(**r) for r in data["references"]),
             "loras": tuple(FilmLora(**{**one, "targets": tuple(one["targets"])}) for one in data["loras"]),
             "transition": FilmTransition(**transition) if transition else None,

@@ -291,12 +291,19 @@ class ShotPlanner:
         model, is_last = self.model_for(shot, chunk), k + 1 == len(shot.chunks)
         card = model.card
         last = shot.last_image if is_last else None
+        ahead = 0 if known.first_fit else known.num_first  # frames that the chunk shows before those that it adds
+        keys = {
+            f - chunk.first_frame + ahead: image for f, image in shot.keyframes
+            if chunk.first_frame <= f < chunk.first_frame + chunk.generated
+        }  # fmt: skip
         known = replace(
-            known, last_fit=last.fit if last else "", reference_fits=tuple(r.fit for r in shot.references)
+            known, keyframes=tuple((at, image.fit) for at, image in keys.items()), last_fit=last.fit if last else "",
+            reference_fits=tuple(r.fit for r in shot.references),
         )  # fmt: skip
-        sources = (*sources, *(self._source(image) for image in (last, *shot.references) if image))
-        mode = ("reference" if shot.references else "first_last" if last else "text" if not known.num_first
-                else "image" if known.first_fit or shot.context == "last_frame" else "frames")  # fmt: skip
+        sources = (*sources, *(self._source(image) for image in (*keys.values(), last, *shot.references) if image))
+        begins = "image" if known.first_fit or shot.context == "last_frame" else "frames"
+        mode = ("keyframes" if keys else "reference" if shot.references else "first_last" if last
+                else begins if known.num_first else "text")  # fmt: skip
         inputs = []
         if card.conditioning == "whole" or (card.conditioning and sources):
             is_sized = card.conditioning == "whole" or card.draws_condition

@@ -107,6 +107,7 @@ class ShotResolver:
                 f"{dotted(place)}: {ahead.name} goes on from the last frame of a chunk only, so motion may break off "
                 f"where its {len(chunks)} chunks join"
             )
+        keyframes = self._keyframes(place, shot, frames, chunks, ahead)
         if shot.last_image is not None and chunks:
             self._check_end(place, shot, frames, chunks, ahead)
         if (
@@ -117,7 +118,8 @@ class ShotResolver:
             where = (*place, "continuity", "model")
             self.fault(where, f"{dotted(where)} must not stand beside references or loras, which are one model's")
         whole = card.conditioning == "whole"  # each chunk would begin with the picture
-        pictures = {"image": shot.image and whole, "last_image": shot.last_image, "references": shot.references}
+        pictures = {"image": shot.image and whole, "last_image": shot.last_image, "references": shot.references,
+                    "keyframes": shot.keyframes}  # fmt: skip
         for key, there in pictures.items():
             if there and mode == "blend" and len(chunks) > 1:
                 where = (*place, key)
@@ -132,6 +134,7 @@ class ShotResolver:
             chunks=tuple(chunks),
             image=self._image((*place, "image"), shot.image, shot.image_fit),
             last_image=self._image((*place, "last_image"), shot.last_image, shot.image_fit),
+            keyframes=keyframes,
             references=self._references(place, shot),
             loras=self._loras(place, shot),
             continue_from=shot.continue_from,
@@ -200,7 +203,8 @@ class ShotResolver:
     def _check_given(self, place: Place, shot: Shot) -> None:
         """What a shot gives must be what the model takes, and all that it needs."""
         card, name = self.card, dotted(place)
-        for key, mode in (("image", "image"), ("last_image", "first_last"), ("references", "reference")):
+        for key, mode in (("image", "image"), ("last_image", "first_last"), ("references", "reference"),
+                          ("keyframes", "keyframes")):  # fmt: skip
             if getattr(shot, key) and mode not in card.modes and (key != "image" or "first_last" not in card.modes):
                 able = kinds_with(card.family, mode)
                 instead = f"; a checkpoint of {' or '.join(able)} takes it" if able else ""
@@ -237,6 +241,26 @@ class ShotResolver:
         if len(chunks) > 1 and "first_last" not in ahead.modes:
             where = (*place, "last_image")
             self.fault(where, f"{dotted(where)} must not be there: {ahead.name}, which makes the end, takes none")
+
+    def _keyframes(
+        self, place: Place, shot: Shot, frames: int, chunks: Sequence[Chunk], ahead: ModelCard
+    ) -> tuple[tuple[int, FilmImage], ...]:
+        """The pictures in between, by frame."""
+        made: dict[int, FilmImage] = {}
+        end = frames - (shot.last_image is not None)
+        for k, asked in enumerate(shot.keyframes or ()):
+            where: Place = (*place, "keyframes", k)
+            frame = num_frames_of(seconds=asked.at, fps=self.fps)
+            if not 0 < frame < end or frame in made:
+                last = f"{(end - 1) / self.fps:g}"
+                told = f"{dotted(where)}.at must be above 0, at most {last}, and at another frame than others"
+                self.fault((*where, "at"), f"{told}, got {asked.at:g}")
+                continue
+            if any(c.first_frame <= frame for c in chunks[1:]) and "keyframes" not in ahead.modes:
+                self.fault(where, f"{dotted(where)} must not be there: {ahead.name}, which makes that part, takes none")
+            if image := self._image((*where, "image"), asked.image, shot.image_fit):
+                made[frame] = image
+        return tuple(sorted(made.items()))
 
     def _references(self, place: Place, shot: Shot) -> tuple[FilmImage, ...]:
         """The pictures of what shall be seen, in their order."""

@@ -98,6 +98,14 @@ class LoraFile(Strict):
     """What it changes; needed for models with two experts."""
 
 
+class Keyframe(Strict):
+    """A picture that is seen at one moment of a shot."""
+
+    at: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
+    """Seconds from the shot's beginning, to the nearest frame."""
+    image: Annotated[str, StringConstraints(min_length=1)]
+
+
 Loras = Annotated[list[LoraFile], Field(max_length=16)]
 
 
@@ -118,6 +126,8 @@ class Shot(Strict):
     """The picture that the shot begins with (PNG, JPEG or WebP), relative to the storyboard."""
     last_image: Annotated[str, StringConstraints(min_length=1)] | None = None
     """The picture that the shot ends on."""
+    keyframes: Annotated[list[Keyframe], Field(min_length=1, max_length=64)] | None = None
+    """Pictures that are seen in between, for models that take some."""
     references: Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(max_length=8)] | None = None
     """Pictures of what shall be seen in the shot, for models that take some."""
     image_fit: Literal["cover", "contain", "stretch", "refuse"] = "refuse"
@@ -261,7 +271,9 @@ def _check_together(raw_shots: list[Any], document: Document) -> list[Problem]:
         if times and is_plain and (times[0] != 0 or any(b <= a for a, b in pairwise(times))):
             fault(i, "prompts", f"{name}.prompts must begin at 0 and go up, got {', '.join(f'{t:g}' for t in times)}")
         references = shot["references"] if isinstance(shot.get("references"), list) else []
+        keyframes = shot["keyframes"] if isinstance(shot.get("keyframes"), list) else []
         pictures = [(k, shot.get(k)) for k in ("image", "last_image")] + [("references", r) for r in references]
+        pictures += [("keyframes", k.get("image")) for k in keyframes if isinstance(k, dict)]
         for key, picture in pictures:
             if isinstance(picture, str) and (reason := _unreadable(Path(document.file).parent / picture)):
                 fault(i, key, f"{name}.{key} must be a picture that can be read, got {picture!r}: {reason}")

@@ -29,8 +29,8 @@ class SourceFile:
 class Known:
     """Frames that a chunk is given. They come as a task's last inputs, in this order.
 
-    First come pictures or stretches of decoded frames that the chunk begins with, then a picture that it ends on, then
-    pictures of what shall be seen in it.
+    First come pictures or stretches of decoded frames that the chunk begins with, then pictures in between, a picture
+    that it ends on, and pictures of what shall be seen in it.
     """
 
     width_px: int
@@ -38,6 +38,7 @@ class Known:
     num_first: int = 0  # frames that the chunk begins with: the last ones of its inputs' frames
     num_inputs: int = 0  # that these come from
     first_fit: str = ""  # cover | contain | stretch: they come from a picture; `refuse` has been checked, and stretches
+    keyframes: tuple[tuple[int, str], ...] = ()  # pictures in between: (frame of the chunk, fit), by frame
     last_fit: str = ""  # the same of the picture that the chunk ends on; empty where there is none
     reference_fits: tuple[str, ...] = ()
 

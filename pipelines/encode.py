@@ -69,9 +69,10 @@ def read_known(known: Known, inputs: Sequence[Artifact]) -> Pictures:
     for _ in range(known.num_inputs):
         data = as_bytes(next(sources))
         first.extend([fit_picture(data, known, known.first_fit)] if known.first_fit else read_lossless(data))
+    between = [(at, fit_picture(as_bytes(next(sources)), known, fit)) for at, fit in known.keyframes]
     last = fit_picture(as_bytes(next(sources)), known, known.last_fit) if known.last_fit else None
     references = [fit_picture(as_bytes(next(sources)), known, f, around="white") for f in known.reference_fits]
-    return Pictures(list(first), last, references)
+    return Pictures(list(first), between, last, references)
 
 
 def fit_picture(data: bytes, known: Known, fit: str, *, around: str = "black") -> Frame:

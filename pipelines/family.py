@@ -29,9 +29,11 @@ Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # latents (B, C,
 
 @dataclass(frozen=True)
 class Pictures:
-    """Known frames, uint8 (H, W, 3): those that a chunk begins with, the one it ends on, what shall be seen in it."""
+    """Known frames, uint8 (H, W, 3): those that a chunk begins with, those in between by their frame, the one it ends
+    on, what shall be seen in it."""
 
     first: Sequence[Frame] = ()
+    between: Sequence[tuple[int, Frame]] = ()
     last: Frame | None = None
     references: Sequence[Frame] = ()
 

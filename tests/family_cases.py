@@ -69,6 +69,11 @@ CASES = {
     "ltx, conditions, text": Case(partial(tiny.ltx, "LTXConditionPipeline"), num_frames=17, **CONDITION),
     "ltx, conditions, image": Case(partial(tiny.ltx, "LTXConditionPipeline"), IMAGE, **CONDITION),
     "ltx, conditions, first and last": Case(partial(tiny.ltx, "LTXConditionPipeline"), IMAGE | LAST, **CONDITION),
+    "ltx, conditions, pictures in between": Case(
+        partial(tiny.ltx, "LTXConditionPipeline"), num_frames=17,
+        shot=IMAGE | LAST | {"keyframes": [{"at": 5 / 25, "image": "d.png"}, {"at": 11 / 25, "image": "e.png"}]},
+        **CONDITION,
+    ),
     "hunyuan, text": Case(partial(tiny.hunyuan, "HunyuanVideoPipeline"), is_guided=False),
     "hunyuan, image, concatenated": Case(
         partial(tiny.hunyuan, "HunyuanVideoImageToVideoPipeline", way="latent_concat"), IMAGE, is_guided=False,
@@ -125,12 +130,12 @@ def stock_pipeline(case: Case, folder: Path) -> Any:
 
 def stock_call(
     case: Case, pipe: Any, board: dict[str, Any], *, first: Sequence[Any] = (), last: Any = None,
-    references: Sequence[Any] = (),
+    references: Sequence[Any] = (), between: Sequence[tuple[int, Any]] = (),
 ) -> Call:  # fmt: skip
     """The arguments of the stock pipeline that say what the storyboard says.
 
     Args:
-        first, last: pictures that the chunk begins with and ends on.
+        first, last, between: pictures that the chunk begins with and ends on, and those at other frames.
     """
     name, guidance = type(pipe).__name__, board["guidance"]
     call: Call = {"num_frames": case.num_frames + case.extra_frames, "num_inference_steps": board["steps"]} | case.call
@@ -159,6 +164,7 @@ def stock_call(
         condition = pipeline_ltx_condition.LTXVideoCondition
         held = {"image": first[0]} if len(first) == 1 else {"video": list(first)}
         call["conditions"] = [condition(**held, frame_index=0)]
+        call["conditions"] += [condition(image=image, frame_index=at) for at, image in between]
         call["conditions"] += [condition(image=last, frame_index=case.num_frames - 1)] if last else []
         return call
     return call | ({"image": first[-1]} if first else {}) | ({"last_image": last} if last else {})
@@ -191,6 +197,15 @@ def board_of(case: Case, folder: Path) -> tuple[dict[str, Any], dict[str, Any], 
             paths[hashlib.sha256(path.read_bytes()).hexdigest()] = path
             shot[key] = [str(path)] if key == "references" else str(path)
             given[name] = Image.fromarray(pixels) if name == "last" else [Image.fromarray(pixels)]
+    if "keyframes" in shot:
+        shot["keyframes"], given["between"] = [dict(k) for k in shot["keyframes"]], []
+        for seed, key in enumerate(shot["keyframes"], start=10):
+            path = folder / key["image"]
+            pixels = np.random.default_rng(seed).integers(0, 256, (case.size[1], case.size[0], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+            paths[hashlib.sha256(path.read_bytes()).hexdigest()] = path
+            key["image"] = str(path)
+            given["between"].append((round(key["at"] * board["fps"]), Image.fromarray(pixels)))
     return board, given, paths
 
 

@@ -1,4 +1,4 @@
-"""LTX-Video: text, first image, and known frames at the start or the end. What differs from other families.
+"""LTX-Video: text, first image, and known frames anywhere. What differs from other families.
 
 The farm's latents are (B, C, F, H, W), normalised; the model's are packed: (B, tokens, C). Three stock pipelines are
 equalled. Checkpoints of LTXConditionPipeline take every mode as that one does, with timesteps and a step of its own,
@@ -50,7 +50,10 @@ class LTX(Family):
         return {"embeds": embeds, "mask": mask}
 
     def encode_frames(self, vae: Any, request: EncodeFrames, pictures: Pictures) -> Tensors:
-        """`latents` of the first frames, and `last` of the picture that the chunk ends on: samples, normalised."""
+        """`latents` of the first frames; `extra` (1, C, pictures, H, W) of further ones, `extra_at` their frames.
+
+        All are samples, normalised.
+        """
         generator = torch.Generator("cpu").manual_seed(request.seed or 0)
         video = as_video(pictures.first) if pictures.first else None
         if dict(request.settings)["pipeline"] == "condition":  # there the noise comes first
@@ -58,9 +61,13 @@ class LTX(Family):
         made = {}
         if video is not None:
             made["latents"] = self._encode(vae, video, generator)
-        if pictures.last is not None:
-            made["last"] = self._encode(vae, as_video([pictures.last]), generator)
-        return made
+        extra, at = [], []
+        ends = [] if pictures.last is None else [(request.num_frames - 1, pictures.last)]
+        for frame, picture in [*pictures.between, *ends]:
+            extra.append(self._encode(vae, as_video([picture]), generator))
+            torch.randn(extra[-1].shape, generator=generator)  # noise that it is not mixed with
+            at.append(frame)
+        return made | ({"extra": torch.cat(extra, dim=2), "extra_at": torch.tensor(at)} if extra else {})
 
     def _encode(self, vae: Any, video: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         from diffusers.pipelines.ltx.pipeline_ltx_image2video import LTXImageToVideoPipeline, retrieve_latents
@@ -122,30 +129,29 @@ class LTX(Family):
 
     def _predict_conditioned(self, components: Mapping[str, Any], request: Denoise, given: Given) -> Predict:
         model, scheduler = components["transformer"], components["scheduler"]
-        last = given.condition.get("last")
-        noise_at = _step_noise(request, last is not None)
+        extra, at = given.condition.get("extra"), given.condition.get("extra_at")
+        noise_at = _step_noise(request, 0 if extra is None else extra.shape[2])
+        num_extra = 0 if extra is None else extra[0, 0].numel()
 
         def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             noise = noise_at.at(step_of(scheduler, t)).to(latents.device)
-            num_extra = 0 if last is None else last[0, 0].numel()
             packed = pack(noised(latents, given.context, _own_noise(noise, latents, num_extra), t))
             coordinates = _coordinates(latents, request, frame_index=0)
             mask = torch.zeros(1, packed.shape[1], device=latents.device)
             if given.context is not None:
                 mask[:, : given.context.shape[2] * latents.shape[3] * latents.shape[4]] = 1.0
-            if last is not None:
-                extra = pack(last)
-                extra = extra + IMAGE_NOISE * noise[:, :num_extra] * (t / 1000.0) ** 2
-                index = dict(request.settings)["temporal"] * (latents.shape[2] - 1)
-                packed = torch.cat([extra, packed], 1)
-                coordinates = torch.cat([_coordinates(last, request, frame_index=index), coordinates], 2)
+            if extra is not None and at is not None:
+                tokens = pack(extra) + IMAGE_NOISE * noise[:, :num_extra] * (t / 1000.0) ** 2
+                packed = torch.cat([tokens, packed], 1)
+                each = [_coordinates(extra[:, :, :1], request, frame_index=frame) for frame in at.tolist()]
+                coordinates = torch.cat([*each, coordinates], 2)
                 mask = torch.cat([torch.ones(1, num_extra, device=latents.device), mask], 1)
             coordinates = coordinates.float()
             coordinates[:, 0] = coordinates[:, 0] * (1.0 / request.fps)
 
             def call(text: Tensors, number: int) -> torch.Tensor:
                 timestep = t.expand(number).unsqueeze(-1).float()
-                if given.context is not None or last is not None:
+                if given.context is not None or extra is not None:
                     timestep = torch.min(timestep, (1 - torch.cat([mask] * number)) * 1000.0)
                 out = model(
                     hidden_states=torch.cat([packed] * number).to(model.dtype), timestep=timestep,
@@ -161,15 +167,15 @@ class LTX(Family):
     def step(self, run: Run, prediction: torch.Tensor, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         if not _is_condition(run.request):
             return super().step(run, prediction, t, latents)
-        context, last = run.given.context, run.given.condition.get("last")
+        context, extra = run.given.context, run.given.condition.get("extra")
         timestep = t.expand(1).unsqueeze(-1).float()
-        if context is None and last is None:
+        if context is None and extra is None:
             made = run.scheduler.step(
                 -pack(prediction), t, pack(latents), per_token_timesteps=timestep, return_dict=False
             )[0]
             return unpack(made, latents)
-        noise = _step_noise(run.request, last is not None).at(run.step).to(latents.device)
-        num_extra = 0 if last is None else last[0, 0].numel()
+        noise = _step_noise(run.request, 0 if extra is None else extra.shape[2]).at(run.step).to(latents.device)
+        num_extra = 0 if extra is None else extra[0, 0].numel()
         held = pack(noised(latents, context, _own_noise(noise, latents, num_extra), t))
         mask = torch.zeros(1, held.shape[1], device=latents.device)
         if context is not None:
@@ -223,7 +229,7 @@ def _is_condition(request: Denoise) -> bool:
 
 
 @functools.lru_cache(maxsize=2)
-def _step_noise(request: Denoise, has_last: bool) -> Draws:
+def _step_noise(request: Denoise, num_extra: int) -> Draws:
     """The noise on known frames, drawn after the latents' noise and the samples of the known frames.
 
     One for a task: its prediction and its step ask for the same, and each step's follows from the one before.
@@ -233,14 +239,13 @@ def _step_noise(request: Denoise, has_last: bool) -> Draws:
     num_tokens = request.latent_shape[2] * rows * columns
     if request.context_latents:
         before.append(_known_shape(request))
-    if has_last:
-        before += [(one, channels, 1, rows, columns)] * 2  # its sample, and noise that it is not mixed with
-        num_tokens += rows * columns
+    before += [(one, channels, 1, rows, columns)] * 2 * num_extra  # samples, and noise that they are not mixed with
+    num_tokens += num_extra * rows * columns
     return Draws(request.seed, before, (one, num_tokens, channels))
 
 
 def _own_noise(noise: torch.Tensor, latents: torch.Tensor, num_extra: int) -> torch.Tensor:
-    """That of the chunk's own tokens, which follow those of a last frame, as (B, C, F, H, W)."""
+    """That of the chunk's own tokens, which follow those of further pictures, as (B, C, F, H, W)."""
     return unpack(noise[:, num_extra : num_extra + latents[0, 0].numel()], latents)
 
 

@@ -100,6 +100,44 @@ def test_a_chunk_that_goes_on_equals_the_stock_pipeline(name: str, context: str,
     assert np.array_equal(after, expected_frames[overlap:])
 
 
+def test_a_picture_in_between_falls_into_its_chunk(tmp_path: Path) -> None:
+    """Frame 20 of the shot is frame 12 of its second chunk, which begins with nine frames of the first."""
+    torch.set_num_threads(1)
+    pictures = CASES["ltx, conditions, pictures in between"]
+    case = replace(pictures, shot={"keyframes": [{"at": 20 / 25, "image": "d.png"}]})
+    folder = tiny.save(case.make, tmp_path / "model")
+    board, given, paths = board_of(case, tmp_path)
+    board["shots"][0]["frames"] = 25
+    board["continuity"] = {"mode": "extend", "chunk_frames": 17, "overlap_frames": 9, "context": "frames"}
+    plan, ours = run(board, folder, paths)
+    before, after = (np.stack(list(read_lossless(ours[k]))) for k in plan.shots[0].frames)
+    pipe = stock_pipeline(case, folder)
+    ((_, picture),) = given["between"]
+    call = stock_call(case, pipe, board, first=[Image.fromarray(f) for f in before[-9:]], between=[(12, picture)])
+    assert np.array_equal(after, both_kinds(pipe, call, SEED + 1)[1][9:])
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "continuity", "told"),
+    [
+        ("ltx, text", [0.2], {}, r"keyframes must not be there: .* takes .*LTXConditionPipeline takes it"),
+        ("ltx, conditions, text", [0.68], {}, r"keyframes\[0\]\.at must be above 0, at most 0\.64"),
+        ("ltx, conditions, text", [0.2, 0.21], {}, r"keyframes\[1\]\.at must be above 0"),
+        ("ltx, conditions, text", [0.2], {"mode": "blend", "chunk_frames": 9, "overlap_frames": 1}, "in mode blend"),
+    ],
+)
+def test_pictures_in_between_that_cannot_be(
+    name: str, at: list[float], continuity: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    folder = tiny.save(CASES[name].make, tmp_path / "model")
+    board, _, _ = board_of(replace(CASES[name], num_frames=17), tmp_path)
+    Image.new("RGB", CASES[name].size).save(tmp_path / "k.png")
+    board["shots"][0]["keyframes"] = [{"at": t, "image": str(tmp_path / "k.png")} for t in at]
+    board |= {"continuity": continuity} if continuity else {}
+    with pytest.raises(InputError, match=told):
+        resolve_board(board, find_checkpoint(str(folder), beside=tmp_path))
+
+
 def test_history_in_latents_equals_skyreels_own_long_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its noise comes from one generator, ours from a seed for each chunk; that on its history from the global seed."""
     from diffusers.pipelines.skyreels_v2 import pipeline_skyreels_v2_diffusion_forcing as stock

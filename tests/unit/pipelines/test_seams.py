@@ -66,8 +66,9 @@ def test_latent_frames_begin_where_the_decoder_begins_them(context: str, overlap
     chunks = cut_into_chunks(num_frames=45, chunk_frames=17, overlap_frames=overlap, rule=rule, context=context)
     shot = FilmShot(
         id="a", model=0, next_model=0, prompts=((0, "x"),), negative_prompt="", num_frames=45, before_frames=0,
-        chunks=tuple(chunks), image=None, last_image=None, references=(), loras=(), continue_from=None, transition=None,
-        seed=0, steps=1, guidance=1.0, guidance_low=1.0, next_guidance=(1.0, 1.0), num_delivered=45, mode="extend",
+        chunks=tuple(chunks), image=None, last_image=None, keyframes=(), references=(), loras=(),
+        continue_from=None, transition=None, seed=0, steps=1, guidance=1.0, guidance_low=1.0, next_guidance=(1.0, 1.0),
+        num_delivered=45, mode="extend",
         chunk_frames=17, overlap_frames=overlap, context=context, color_match=True, max_seam=0.0, rerolls=0,
         noise="independent", anchor=False, shift=False,
     )  # fmt: skip
