@@ -143,7 +143,8 @@ def _gang_faults(pool: Pool) -> list[tuple[str, str]]:
         told = ", ".join(stages)
         return [("ranks", f"stages must be encode, denoise or decode alone where there are several ranks, got {told}")]
     found = []
-    if stages == ["denoise"] and pool.parallel != "auto" and degrees != pool.ranks:
+    is_shared = degrees == pool.ranks or (degrees == 1 and how.shard_weights)
+    if stages == ["denoise"] and pool.parallel != "auto" and not is_shared:
         found.append(
             ("parallel", f"parallel: ulysses x ring x guidance must be {pool.ranks}, the ranks, got {degrees}")
         )

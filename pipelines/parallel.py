@@ -50,10 +50,12 @@ class Gang:
     def split(self, degrees: Degrees) -> Split:
         """The groups for these degrees; made once, by all ranks in the same order.
 
+        With degrees of one all ranks compute the same, and share weights alone.
+
         Raises:
-            ValueError: their product is not the number of ranks.
+            ValueError: their product is neither the number of ranks nor one.
         """
-        if degrees.size != self.size:
+        if degrees.size not in (1, self.size):
             raise ValueError(f"the product of the degrees must be {self.size}, the number of ranks, got {degrees}")
         if degrees not in self.splits:
             s, u = degrees.sequence, degrees.ulysses
@@ -65,7 +67,7 @@ class Gang:
                 ulysses=self._own([list(range(a + i, a + i + u)) for a in starts for i in range(0, s, u)]),
                 ring=self._own([list(range(a + i, a + s, u)) for a in starts for i in range(u)]),
                 ring_index=place // u,
-                halves=self._own([list(range(i, self.size, s)) for i in range(s)]),
+                halves=self._own([list(range(i, self.size, s)) for i in range(s)]) if degrees.guidance > 1 else None,
                 half=half,
             )
         return self.splits[degrees]

@@ -186,6 +186,7 @@ NO_COMPILER = pytest.mark.skipif(
 @NO_COMPILER
 @pytest.mark.parametrize("name", ["wan, text", "hunyuan, text"])
 def test_sharded_weights_alone_and_with_ulysses(name: str, wholes: dict[str, Any], two: Ranks) -> None:
+    assert distance(name, wholes, two, Degrees(), shard_weights=True) <= 1e-5
     assert distance(name, wholes, two, Degrees(ulysses=2), shard_weights=True) <= 1e-5
     if CASES[name].is_guided:
         assert distance(name, wholes, two, Degrees(guidance=2), shard_weights=True) <= 1e-5
