@@ -112,8 +112,7 @@ def test_a_replica_that_is_told_to_end_hands_its_steps_on(tiny_wan: Path, tmp_pa
     assert whole.code == 0, whole.told
     store = tmp_path / "store"
     process = start_farm("render", board, "--store", store, "--pools", pools, "--out", tmp_path / "b", "--json")
-    wait_until("a prompt to be encoded", lambda: list(store.glob("jobs/*/attempts/*.json")))
-    time.sleep(0.5)
+    wait_until("some steps to be done", lambda: list(store.glob("jobs/*/preview-*.png")))
     (replica,) = replicas_of(process)
     replica.send_signal(signal.SIGTERM)
     done = finish(process)
