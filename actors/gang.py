@@ -22,11 +22,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import psutil
 import ray
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from farm.errors import FarmError, Halted, ReplicaLost, TaskCanceled
+from farm.errors import FarmError, Halted, InputError, ReplicaLost, StoreError, TaskCanceled
 from farm.fleet import Ran, ReplicaSpec, Status
 from farm.task import Cause, Outcome, Task
 
@@ -37,6 +38,7 @@ T = TypeVar("T")
 LOOK_S = 0.2  # between looks at whether the gang is still whole, while a task runs
 SETTLE_S = 5.0  # for the other ranks to answer when one has failed
 ABANDONED_S = 20.0  # after a failure, for the gang to be ended by others
+SAVE_S = 300.0  # for what is made and not yet in the store, when the gang has broken
 ALL_VISIBLE = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 # Ray else hides all GPUs but a rank's own, and NCCL then finds no way from one to another but through the host: on
 # NVSwitch machines thousands of times slower (ray#61073). Ranks choose theirs by `set_device`.
@@ -52,6 +54,7 @@ class Told:
     reason: str = ""
     cause: Cause = ""
     is_leaving: bool = False
+    is_refusal: bool = False  # of what all ranks find out alike, before any of them waits for another
 
 
 def first_line(error: Exception) -> str:
@@ -70,8 +73,17 @@ def in_bundle(group: PlacementGroup, index: int, spec: ReplicaSpec) -> dict[str,
 def _bind(spec: ReplicaSpec) -> str:
     from pipelines.parallel import bind_device
 
-    ids = [int(i) for i in ray.get_gpu_ids()] if spec.gpus else []
-    return bind_device(ids, all_visible=os.environ.get(ALL_VISIBLE) == "1")
+    ids = [str(i) for i in ray.get_gpu_ids()] if spec.gpus else []
+    all_visible = os.environ.get(ALL_VISIBLE) == "1"
+    return bind_device(ids, all_visible=all_visible, visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+
+def _use_interface() -> None:
+    """Have gloo talk over the interface by which Ray reaches this node: a host's own name may mean loopback."""
+    address = ray.util.get_node_ip_address()
+    for name, known in psutil.net_if_addrs().items():
+        if any(a.address == address for a in known):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 class Rank(Replica):
@@ -88,6 +100,7 @@ class Rank(Replica):
 
         spec = self.spec
         assert spec.sharing is not None
+        _use_interface()
         self.gang = join(
             spec.sharing, rank=self.rank, size=spec.sharing.ranks, host=host, port=port, device=_bind(spec),
             timeout_s=spec.gang_timeout_s,
@@ -121,8 +134,15 @@ class Rank(Replica):
         except TaskCanceled:
             return Told("canceled", is_leaving=self.is_leaving)
         except Exception as e:  # noqa: BLE001  # the leader decides what to do with it
-            return self._failed(e)
+            told = self._failed(e)
+            if not told.is_refusal:
+                self.end_timer = threading.Timer(ABANDONED_S, _end_gang)
+                self.end_timer.daemon = True
+                self.end_timer.start()
+            return told
         finally:
+            if frugal:
+                self._let_go_of_all()
             self.current = self.progress = None
             trim_memory()
 
@@ -137,11 +157,9 @@ class Rank(Replica):
 
     def _failed(self, error: Exception) -> Told:
         log.warning("rank %d of %s failed", self.rank, self.spec.name, exc_info=error)
-        self.end_timer = threading.Timer(ABANDONED_S, _end_gang)
-        self.end_timer.daemon = True
-        self.end_timer.start()
         reason = str(error) if isinstance(error, FarmError) else f"{type(error).__name__}: {error}"
-        return Told("failed", f"rank {self.rank}: {reason}"[:2000], cause_of(error))
+        is_refusal = isinstance(error, InputError | StoreError)
+        return Told("failed", f"rank {self.rank}: {reason}"[:2000], cause_of(error), is_refusal=is_refusal)
 
     def _is_heard(self) -> None:
         """The leader lives, and has more for us to do."""
@@ -168,6 +186,7 @@ class Leader(Replica):
         group, size = get_current_placement_group(), sharing.ranks
         self.worker = ThreadPoolExecutor(1)  # the thread that computes: it may hang in a collective
         self.lost: ReplicaLost | None = None
+        _use_interface()
         host = ray.util.get_node_ip_address()
         store = open_store(host, timeout_s=spec.gang_timeout_s)
         kind = ray.remote(concurrency_groups=GROUPS)(Rank)
@@ -184,7 +203,10 @@ class Leader(Replica):
     def _watch(self, joined: list[Any]) -> None:
         """Notice the end of another rank, whatever this one is doing."""
         self.lost = self._wait_for_an_end(joined)
+        end = time.monotonic() + SAVE_S
         time.sleep(ABANDONED_S)  # the controller ends us before that, unless it is gone itself
+        while self.unsaved and time.monotonic() < end:
+            time.sleep(1.0)
         os._exit(1)
 
     def _wait_for_an_end(self, joined: list[Any]) -> ReplicaLost:
@@ -200,6 +222,8 @@ class Leader(Replica):
         i = watches[ended[0]]
         try:
             ray.get(ended[0])
+        except ray.exceptions.ActorUnavailableError as e:
+            return ReplicaLost(f"rank {i + 1} of {name} cannot be reached: {first_line(e)}", is_unreachable=True)
         except ray.exceptions.RayError as e:
             return ReplicaLost(f"rank {i + 1} of {name} ended: {first_line(e)}", node=nodes[i])
         return ReplicaLost(f"rank {i + 1} of {name} ended", node=nodes[i])
@@ -257,7 +281,7 @@ class Leader(Replica):
         try:
             ran = self._while_whole(lambda: self._run(task, inputs, frugal, saved), answers)
         except RankFailed as e:
-            return self._broken(self._ran("failed", started_at, 0.0), e.told)
+            return self._broken(self._ran("failed", started_at, 0.0, info={"frugal": True} if frugal else {}), e.told)
         if ran.outcome == "succeeded":
             return ran
         ended, _ = ray.wait(answers, num_returns=len(answers), timeout=SETTLE_S)
@@ -266,11 +290,22 @@ class Leader(Replica):
             if any(t.is_leaving for t in told) and not self.is_leaving:
                 self._leave(0, None)
             return replace(ran, info=ran.info | {"leaving": self.is_leaving})
+        if len(ended) > len(told):  # one has died: who, is known in a moment
+            self._settle()
         if self.lost is not None:
             raise self.lost
-        if ran.cause == "input" and len(told) == len(self.others) and all(t.cause == "input" for t in told):
-            return ran  # all have refused the same thing: nobody is left in a collective
+        is_refusal = ran.cause == "input" or ran.info.get("input_missing", False)
+        if is_refusal and self._is_refused_by_all(told):
+            return ran  # nobody is left in a collective
         return self._broken(ran, self._failure(answers))
+
+    def _settle(self) -> None:
+        end = time.monotonic() + SETTLE_S
+        while self.lost is None and time.monotonic() < end:
+            time.sleep(LOOK_S)
+
+    def _is_refused_by_all(self, told: Sequence[Told]) -> bool:
+        return len(told) == len(self.others) and all(t.is_refusal for t in told)
 
     def _broken(self, ran: Ran, told: Told | None) -> Ran:
         """A failure after which this gang can do nothing more: it leaves."""
@@ -286,7 +321,11 @@ class Leader(Replica):
         return bytes(self._on_all("assist", key, payload))
 
     def warm(self, wanted: Sequence[tuple[str, str, tuple[tuple[str, str], ...]]]) -> None:
-        self._on_all("warm", wanted)
+        sharing = self.spec.sharing
+        if (
+            sharing is not None and not sharing.shard_weights
+        ):  # those are loaded together, and warming passes over errors
+            self._on_all("warm", wanted)
 
     def _on_all(self, method: str, *values: Any) -> Any:
         """Run a method on all ranks. One that fails in it may have left the others in a collective."""
@@ -294,7 +333,13 @@ class Leader(Replica):
         try:
             return self._while_whole(lambda: getattr(Replica, method)(self, *values), answers)
         except RankFailed as e:
+            self.is_leaving = True
             raise ReplicaLost(e.told.reason if e.told else "a rank failed") from e
+        except Exception as e:
+            ended, _ = ray.wait(answers, num_returns=len(answers), timeout=SETTLE_S)
+            is_refusal = isinstance(e, InputError | StoreError) and self._is_refused_by_all(self._told(ended))
+            self.is_leaving = self.is_leaving or not is_refusal
+            raise
 
 
 class RankFailed(FarmError):

@@ -151,7 +151,7 @@ def group_options(pool: Pool, nodes: Sequence[NodeFacts], *, avoid: Sequence[str
         bundle[f"accelerator_type:{pool.accelerator}"] = 0.001
     options: dict[str, Any] = {
         "bundles": [{k: v for k, v in bundle.items() if v}] * pool.ranks,
-        "strategy": "STRICT_PACK" if is_within_a_node(pool, nodes) else "PACK",
+        "strategy": "STRICT_PACK" if is_within_a_node(pool, [n for n in nodes if n.node not in avoid]) else "PACK",
     }
     labels = one.get("label_selector")
     return options | ({"bundle_label_selector": [labels] * pool.ranks} if labels else {})

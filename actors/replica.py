@@ -368,6 +368,7 @@ class Replica:
         for old_folder, old in list(ours):
             if old_folder != folder or {n for n, _ in old} & set(names):
                 del ours[old_folder, old]
+                gc.collect()  # hooks of split models hold them in circles
         started = time.perf_counter()
         module = importlib.import_module(f"{self.spec.package}.{stage}")
         place = str(local_folder(folder, names)) if stage in WITH_WEIGHTS else folder

@@ -79,7 +79,8 @@ class ModelCard:
     width: int = 0  # of the transformer's hidden states
     out_width: int = 0  # of a token of its prediction
     num_blocks: int = 0
-    block_weights: int = 0  # of a block, that every token of the video meets
+    block_weights: int = 0  # of a block
+    text_weights: int = 0  # of them, those that tokens of the video do not meet
     patch: tuple[int, int, int] = (1, 1, 1)  # latent frames, rows and columns of a token
     latent_rgb: Matrix = ()  # one row a channel, then the bias
     # published models: name, then about how many billions of parameters encoders, the transformer (both experts) and
@@ -182,13 +183,14 @@ def dit_facts(
 
     Args:
         mlp: width of the hidden layer of a block's MLP, in widths.
-        attentions: of a block; each has four square matrices.
+        attentions: of a block, each of four square matrices; tokens of the video meet two of one that looks at a text.
     """
     num_heads = int(transformer.get("num_attention_heads", heads))
     width = num_heads * int(transformer.get("attention_head_dim", head_dim))
     return {
         "num_heads": num_heads, "width": width, "num_blocks": blocks, "patch": patch,
-        "block_weights": int(width**2 * (4 * attentions + 2 * mlp)), "out_width": channels * math.prod(patch),
+        "block_weights": int(width**2 * (4 * attentions + 2 * mlp)), "text_weights": width**2 * 2 * (attentions - 1),
+        "out_width": channels * math.prod(patch),
     }  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def work_of(card: ModelCard, latent_shape: tuple[int, ...], *, num_latents: int,
 def work_of_request(card: ModelCard, request: Denoise) -> Work:
     """The longest pass that a denoise task asks for: one of its slices, and the latent frames that lead it."""
     covered = max(s.first_latent + s.num_latents for s in request.slices)
-    longest = max(s.num_latents for s in request.slices) + request.latent_shape[2] - covered
+    longest = max(s.num_latents for s in request.slices) + request.latent_shape[2] - covered + request.anchor
     is_guided = any(s.negative is not None for s in request.slices)
     return work_of(card, request.latent_shape, num_latents=longest, is_guided=is_guided)
 
@@ -182,9 +182,14 @@ def bytes_sent(degrees: Degrees, work: Work, *, word_bytes: int = WORD_BYTES) ->
     if s == 1:
         return 0.0
     own = sum(math.ceil(n / s) for n in (work.video_tokens, work.text_tokens))
-    inside = 4 * own * card.width * (degrees.ulysses - 1) / degrees.ulysses + 2 * own * card.width * (degrees.ring - 1)
+    inside = _values_sent(degrees, own * card.width)
     end = math.ceil(work.video_tokens / s) * card.out_width * (s - 1)
     return word_bytes * (card.num_blocks * inside + end)
+
+
+def _values_sent(degrees: Degrees, values: float) -> float:
+    """What a rank sends in a block whose hidden states are so many values there."""
+    return values * (4 * (degrees.ulysses - 1) / degrees.ulysses + 2 * (degrees.ring - 1))
 
 
 def estimate(degrees: Degrees, work: Work, hardware: Hardware) -> Estimate:
@@ -195,7 +200,9 @@ def estimate(degrees: Degrees, work: Work, hardware: Hardware) -> Estimate:
     """
     card, s = work.card, degrees.sequence
     padded = s * sum(math.ceil(n / s) for n in (work.video_tokens, work.text_tokens))
-    operations = card.num_blocks * (2.0 * card.block_weights * padded + 4.0 * padded**2 * card.width)
+    operations = card.num_blocks * (
+        2.0 * (card.block_weights - card.text_weights) * padded + 4.0 * padded**2 * card.width
+    )
     passes = 2 if work.is_guided and degrees.guidance == 1 else 1
     speed = GPU_TFLOPS.get(hardware.accelerator or "", UNKNOWN_TFLOPS) * 1e12 * USE
     inside = NVLINK_GB_S.get(hardware.accelerator or "", PCIE_GB_S)
@@ -209,8 +216,9 @@ def _exchange_s(part: Degrees, work: Work, sequence: int, hardware: Hardware, in
     if part.sequence == 1:
         return 0.0
     own = sum(math.ceil(n / sequence) for n in (work.video_tokens, work.text_tokens))
-    moved = own * work.card.width * (4 * (part.ulysses - 1) / part.ulysses + 2 * (part.ring - 1)) * WORD_BYTES
-    rate = (inside if reach <= hardware.ranks_per_node else NETWORK_GB_S) * 1e9 * LINK_USE
+    moved = _values_sent(part, own * work.card.width) * WORD_BYTES
+    is_inside = hardware.ranks_per_node % reach == 0  # else some such group lies across two nodes
+    rate = (inside if is_inside else NETWORK_GB_S) * 1e9 * LINK_USE
     num_calls = 4 if part.ulysses > 1 else 1
     return work.card.num_blocks * (moved / rate + num_calls * LATENCY_S)
 

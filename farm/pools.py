@@ -24,6 +24,13 @@ Gib = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
 # cores: a forward pass of 28 ms on one thread took 1,625 ms on two).
 THREAD_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+SPLIT_ATTENTION = (
+    "native",
+    "flash",
+    "_native_flash",
+    "_native_cudnn",
+    "sage",
+)  # can share tokens; native: no ring on GPUs
 REQUIRED_STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
 
 
@@ -158,8 +165,10 @@ def _gang_faults(pool: Pool) -> list[tuple[str, str]]:
         found.append(("ranks", "options.vae_tiling must be true where decode has several ranks, which share tiles"))
     if stages == ["decode"] and how.shard_weights:
         found.append(("parallel", "parallel.shard_weights must be false in a pool that serves decode"))
-    if pool.gpus != int(pool.gpus):
-        found.append(("gpus", f"gpus must be whole where there are several ranks, got {pool.gpus:g}"))
+    if pool.gpus not in (0, 1):
+        found.append(("gpus", f"gpus must be 0 or 1 where there are several ranks, each on its own, got {pool.gpus:g}"))
+    if stages == ["denoise"] and (pool.parallel == "auto" or how.ulysses * how.ring > 1):
+        found += _split_faults(pool, has_ring=how.ring > 1)
     if pool.options.cache:
         found.append(
             ("options", "options.cache must be off where there are several ranks, each of which would decide alone")
@@ -167,6 +176,20 @@ def _gang_faults(pool: Pool) -> list[tuple[str, str]]:
     for option in ("offload", "compile", "quantize"):
         if how.shard_weights and getattr(pool.options, option) != getattr(Options(), option):
             found.append(("options", f"options.{option} must not stand beside parallel.shard_weights"))
+    return found
+
+
+def _split_faults(pool: Pool, *, has_ring: bool) -> list[tuple[str, str]]:
+    """What cannot stand beside ranks that share tokens. Attention that knows nothing of it would be silently wrong."""
+    found, attention = [], pool.options.attention
+    able = SPLIT_ATTENTION[1:] if has_ring and pool.gpus else SPLIT_ATTENTION
+    if attention is not None and attention not in able:
+        told = ", ".join(able)
+        found.append(("options", f"options.attention must be one of {told} where ranks share tokens, got {attention}"))
+    if has_ring and pool.gpus and pool.dtype == "float32":
+        found.append(("dtype", "dtype must be bfloat16 or float16 where parallel has a ring on GPUs, got float32"))
+    if pool.options.compile:
+        found.append(("options", "options.compile must be off where ranks share tokens: that has not been tested"))
     return found
 
 
@@ -222,7 +245,11 @@ def numerics_of(pool: Pool, stage: str) -> tuple[tuple[str, Any], ...]:
     """What a pool fixes about a stage's arithmetic. The autoencoder runs in float32 unless told otherwise: Wan's
     decoder loses visible precision in bfloat16 (diffusers' Wan documentation loads it in float32)."""
     default = "bfloat16" if pool.gpus and stage in ("encode", "denoise") else "float32"
-    return (("dtype", pool.dtype or default), *pool.options.numerics_of(stage))
+    dtype, how = pool.dtype or default, pool.parallel
+    made = (("dtype", dtype), *pool.options.numerics_of(stage))
+    if how != "auto" and how.shard_weights and dtype != "float32":  # then no weight stays in float32, as some do else
+        made = (*made, ("shard_weights", True))
+    return made
 
 
 def numerics(pools: Mapping[str, Pool]) -> Numerics:

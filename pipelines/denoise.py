@@ -111,6 +111,7 @@ class Stage:
             for c in components
         }  # fmt: skip
         self.degrees, self.split_models = Degrees(), list[Any]()  # as the last task wanted it
+        self.loras: Any = ()
         self.is_cached = bool(cache)  # what a step leaves out depends on the steps before: slices stay together then
         self.models: list[Any] = [m for m in self.components.values() if isinstance(m, torch.nn.Module)]
         for model_ in self.models:
@@ -162,18 +163,26 @@ class Stage:
         degrees = self.gang.sharing.degrees_for(work_of_request(self.card, request))
         split = self.gang.split(degrees)
         if degrees != self.degrees:
-            for one in self.split_models:
-                one.remove()
+            self._join()
             from .sequence import split_all  # not wherever a denoise stage is: it imports much of diffusers
 
             self.degrees, self.split_models = degrees, split_all(self.models, split)
         return split if degrees.guidance > 1 else None
 
+    def _join(self) -> None:
+        """Make the transformers whole again."""
+        for one in self.split_models:
+            one.remove()
+        self.degrees, self.split_models = Degrees(), []
+
     def predicts(self, request: Denoise, inputs: Sequence[Artifact]) -> tuple[dict[int, Predict], Given]:
         """The model with its guidance for each slice of all grids, by number, and what the whole is given."""
-        split = self._share_out(request)
+        if request.loras != self.loras:  # adapters may stand where tokens are split or gathered
+            self._join()
+            self.loras = request.loras
         first_lora = len(inputs) - len(request.loras)
         use_loras(family_of(request.family).lora_pipeline, self.components, request.loras, inputs[first_lora:])
+        split = self._share_out(request)
         tensors = [{k: v.to(self.device) for k, v in load(as_bytes(i)).items()} for i in inputs[:first_lora]]
         family, scheduler = family_of(request.family), self.components["scheduler"]
         family.set_timesteps(scheduler, request, self.components, self.device)

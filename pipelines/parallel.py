@@ -189,7 +189,7 @@ def join(
         store = dist.TCPStore(  # type: ignore[attr-defined]  # torch names it in no __all__
             host, port, None, is_master=False, timeout=timeout
         )
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it; one device is visible, or is set explicitly
+    os.environ["LOCAL_RANK"] = str(torch.cuda.current_device() if device == "cuda" else 0)  # DeepSpeed's device
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return Gang(sharing, rank=rank, size=size, device=device, timeout_s=timeout_s)
@@ -202,16 +202,22 @@ def open_store(host: str, *, timeout_s: float) -> Any:
     )
 
 
-def bind_device(gpu_ids: Sequence[int], *, all_visible: bool) -> str:
+def bind_device(gpu_ids: Sequence[str], *, all_visible: bool, visible: str = "") -> str:
     """Choose this rank's GPU, explicitly. Returns "cuda" or "cpu".
 
     Args:
-        gpu_ids: that Ray has given to this process.
-        all_visible: the process sees all GPUs of the node (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES): then the
-            index is the id. Ranks that see only their own lose peer access, and NCCL goes through host memory: on
-            NVSwitch machines thousands of times slower (ray#61073).
+        gpu_ids: that Ray has given to this process, as it names them.
+        all_visible: the process sees all GPUs of the node (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES). Ranks that see
+            only their own lose peer access, and NCCL goes through host memory: on NVSwitch machines thousands of times
+            slower (ray#61073).
+        visible: CUDA_VISIBLE_DEVICES of the node, where it is set: torch counts from its first.
     """
     if not gpu_ids or not torch.cuda.is_available():
         return "cpu"
-    torch.cuda.set_device(int(gpu_ids[0]) if all_visible else 0)
+    torch.cuda.set_device(device_index(gpu_ids[0], visible) if all_visible else 0)
     return "cuda"
+
+
+def device_index(gpu_id: str, visible: str) -> int:
+    """torch's number of a GPU that Ray names by its id, among those that are visible."""
+    return visible.split(",").index(gpu_id) if visible else int(gpu_id)

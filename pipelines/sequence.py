@@ -101,7 +101,7 @@ class SequenceSplit:
         self.lengths: list[int] = []  # of what is split, in the forward pass that runs
         self.handles: list[Any] = [model.register_forward_pre_hook(self._before, with_kwargs=True)]
         hooks._all_gather_anything = _gather_padded
-        self.processors = []
+        self.processors, self.changed = list[Any](), list[Any]()
         for attention in _self_attentions(model):
             if kind == "CogVideoXTransformer3DModel":
                 attention.set_processor(SplitCogVideoXAttention())
@@ -109,9 +109,11 @@ class SequenceSplit:
         whole = ParallelConfig(context_parallel_config=config)
         on_cpu = dist.get_backend(split.sequence) == "gloo"
         for processor in self.processors:
+            _check_backend(processor._attention_backend)
             processor._parallel_config = whole
             if ring > 1 and not on_cpu and processor._attention_backend is None:
                 processor._attention_backend = AttentionBackendName._NATIVE_FLASH  # it tells the log-sum-exp
+                self.changed.append(processor)
         if ring > 1 and on_cpu:
             attention_dispatch._native_attention_forward_op = _attention_on_cpu
         if kind == "HunyuanVideoTransformer3DModel":
@@ -124,13 +126,16 @@ class SequenceSplit:
             handle.remove()
         for processor in self.processors:
             processor._parallel_config = None
+        for processor in self.changed:
+            processor._attention_backend = None
         hooks.remove_context_parallel(self.model, self.plan)
 
     def _before(self, model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Before a forward pass: which of diffusers' two ways its lengths need."""
         self.use_lengths(_lengths(model, kwargs))
         timestep = kwargs.get("timestep")
-        if timestep is not None and timestep.ndim == 2 and timestep.shape[1] == 1:  # one for all tokens: not to split
+        is_packed = kwargs["hidden_states"].ndim == 3  # LTX
+        if is_packed and timestep is not None and timestep.shape[1:] == (1,):  # one for all tokens: not to split
             kwargs["timestep"] = timestep.squeeze(1)
         return args, kwargs
 
@@ -151,6 +156,16 @@ class SequenceSplit:
             )
         self.lengths = lengths
         self.config.ulysses_anything, self.config.ring_anything = is_uneven and ulysses > 1, is_uneven and ring > 1
+
+
+def _check_backend(backend: Any) -> None:
+    """Raises:
+    InputError: it takes no part in context parallelism: each rank would attend to its own tokens, without an error.
+    """
+    registry = attention_dispatch._AttentionBackendRegistry
+    name = AttentionBackendName(backend) if backend is not None else registry._active_backend
+    if name.value not in registry._supports_context_parallel:
+        raise InputError(f"options.attention must be a backend that ranks can share tokens with, got {name.value}")
 
 
 def _lengths(model: Any, kwargs: Mapping[str, Any]) -> list[int]:
@@ -183,17 +198,15 @@ def _self_attentions(model: Any) -> Iterator[Any]:
 def _split_text_masks(model: Any, own: SequenceSplit) -> list[Any]:
     """HunyuanVideo's blocks get a mask of the whole sequence, but keys come as video, text, video, text ... by rank.
 
-    With Ulysses alone each rank gives its own part, which diffusers gathers in the order of the keys. A ring takes no
-    masks: there the text is cut to what the mask lets through. That lies at its beginning, as the model's own
-    arithmetic supposes.
+    With Ulysses alone the mask is put into that order. A ring takes no masks: there the text is cut to what the mask
+    lets through. That lies at its beginning, as the model's own arithmetic supposes.
     """
-    size, rank = own.degrees.sequence, dist.get_rank(own.config._flattened_mesh.get_group())
 
-    def own_mask(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def in_order(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if own.degrees.ring > 1:
             return (*args[:3], None, *args[4:])
-        parts = [p.tensor_split(size, dim=-1)[rank] for p in args[3].split(own.lengths, dim=-1)]
-        return (*args[:3], torch.cat(parts, dim=-1), *args[4:])
+        video, text = (p.tensor_split(own.degrees.sequence, dim=-1) for p in args[3].split(own.lengths, dim=-1))
+        return (*args[:3], torch.cat([p for pair in zip(video, text, strict=True) for p in pair], dim=-1), *args[4:])
 
     def cut(module: Any, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
         if own.degrees.ring == 1:
@@ -202,7 +215,7 @@ def _split_text_masks(model: Any, own: SequenceSplit) -> list[Any]:
         return out[:, : own.lengths[1]]
 
     blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
-    return [b.register_forward_pre_hook(own_mask) for b in blocks] + [model.context_embedder.register_forward_hook(cut)]
+    return [b.register_forward_pre_hook(in_order) for b in blocks] + [model.context_embedder.register_forward_hook(cut)]
 
 
 class SplitCogVideoXAttention:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,14 +113,15 @@ def _fill(module: Any, folder: Path) -> list[str]:
     parameters = dict(module.named_parameters(remove_duplicate=False))
     buffers = dict(module.named_buffers())
     left, rank = {id(p): name for name, p in parameters.items()}, dist.get_rank()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in _files(folder):
         with safe_open(str(file), "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  # not a mapping
                 if name in buffers:
                     buffers[name].copy_(tensors.get_tensor(name))
-                if name not in parameters:
+                ours = _our_name(name, parameters)
+                if ours is None:
                     continue
-                parameter = parameters[name]
+                parameter = parameters[ours]
                 whole = tensors.get_tensor(name)
                 if tuple(whole.shape) != tuple(parameter.ds_shape):
                     raise InputError(f"{file}: {name} must be of shape {tuple(parameter.ds_shape)}, got {whole.shape}")
@@ -128,3 +130,18 @@ def _fill(module: Any, folder: Path) -> list[str]:
                 own[: part.numel()].copy_(part)
                 left.pop(id(parameter), None)
     return sorted(left.values())
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a checkpoint: those that its index names, where there is one."""
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _our_name(name: str, parameters: Mapping[str, Any]) -> str | None:
+    """The module's name of a checkpoint's tensor: older ones have a prefix more, or less (CLIP's `text_model.`)."""
+    if name in parameters:
+        return name
+    found = [ours for ours in parameters if name.endswith(f".{ours}") or ours.endswith(f".{name}")]
+    return found[0] if len(found) == 1 else None

@@ -50,13 +50,14 @@ class Progress:
         """
         self.step, self.num_steps = step, num_steps
         self.first_step_at = self.first_step_at or (time.time() if step else 0.0)
-        if self.agree is not None:  # all ranks stop after the same step, so that none is left in a collective
-            self.canceled, self.halted = self.agree(self.canceled, self.halted)
-        if self.canceled:
+        canceled, halted = self.canceled, self.halted
+        if self.agree is not None:  # all ranks stop after the same step; who is told meanwhile stops after the next one
+            canceled, halted = self.agree(canceled, halted)
+        if canceled:
             raise TaskCanceled(f"canceled after step {step} of {num_steps}")
         if state is None or self.keep is None or step == num_steps:
             return
-        if self.halted:
+        if halted:
             self.keep(step, state(), True)
             raise Halted(f"stopped after step {step} of {num_steps}, which another replica goes on from")
         every_s, every = self.keep_every_s, self.keep_every_steps

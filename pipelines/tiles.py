@@ -23,7 +23,8 @@ def decode_together(decode: Callable[[], torch.Tensor], vae: Any, gang: Gang) ->
         decode: decodes the same latents on every rank, in tiles, through `vae`.
     """
     stock = vae.decoder
-    tiles = _Tiles(stock, gang)
+    patch = getattr(vae.config, "patch_size", None) or 1  # the output is cut into pixels by it, in Wan2.2 TI2V's
+    tiles = _Tiles(stock, gang, num_channels=patch * patch)
     vae._modules["decoder"] = tiles
     try:
         decode()
@@ -36,10 +37,11 @@ def decode_together(decode: Callable[[], torch.Tensor], vae: Any, gang: Gang) ->
 class _Tiles(torch.nn.Module):
     """In the decoder's place. A tile is one call, or several in a row where a cache goes from one to the next."""
 
-    def __init__(self, stock: Any, gang: Gang) -> None:
+    def __init__(self, stock: Any, gang: Gang, *, num_channels: int) -> None:
         super().__init__()
         self.__dict__["stock"] = stock  # not a submodule: hooks and devices are the autoencoder's business
         self.gang, self.calls, self.tile = gang, list[tuple[int, torch.Tensor | None]](), -1
+        self.num_channels = num_channels  # of a crumb
         self.is_pair = "conv_cache" in inspect.signature(stock.forward).parameters  # it answers (output, cache)
         self.taken: int | None = None  # how many calls the second run has been answered
 
@@ -51,7 +53,10 @@ class _Tiles(torch.nn.Module):
             made = self.calls[self.taken][1]
             self.taken += 1
             return (made, z) if self.is_pair else made
-        goes_on = kwargs.get("first_chunk") is False or kwargs.get("conv_cache") is not None
+        is_later = "feat_cache" in kwargs and not kwargs.get(
+            "first_chunk"
+        )  # of a causal decoder; it is not always told
+        goes_on = is_later or kwargs.get("conv_cache") is not None
         self.tile += not goes_on
         out: torch.Tensor | None = None
         cache: Any = z
@@ -59,7 +64,7 @@ class _Tiles(torch.nn.Module):
             answer = self.stock(z, *args, **kwargs)
             out, cache = answer if self.is_pair else (answer, cache)
         self.calls.append((self.tile, out))
-        crumb = z.new_zeros(1, 1, 1, 1, 1)
+        crumb = z.new_zeros(1, self.num_channels, 1, 1, 1)
         return (crumb, cache) if self.is_pair else crumb
 
     def collect(self) -> None:

@@ -78,7 +78,7 @@ def _be_rank(rank: int, size: int, port: int, device: str, pipe: Connection) -> 
     from pipelines.parallel import bind_device, join
 
     torch.set_num_threads(1)
-    device = bind_device([rank] if device == "cuda" else [], all_visible=True)
+    device = bind_device([str(rank)] if device == "cuda" else [], all_visible=True)
     store = dist.TCPStore("127.0.0.1", port, None, is_master=rank == 0, wait_for_workers=False,
                           timeout=timedelta(seconds=60))  # fmt: skip
     gang = join(

@@ -56,6 +56,7 @@ def pictures_of(folder: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(p)) for p in sorted(folder.glob("*.png"))])
 
 
+@pytest.mark.slow
 def test_two_gangs_of_two_ranks_make_the_film_of_single_replicas_and_four_ranks_find_it_done(tmp_path: Path) -> None:
     board, made = tmp_path / "film.yaml", {}
     board.write_text(BOARD)

@@ -157,13 +157,15 @@ def test_lengths_that_do_not_divide(wholes: dict[str, Any], two: Ranks, four: Ra
     """Three latent frames of 3 x 3 tokens are 27."""
     torch.set_num_threads(1)
     CASES["odd"], SPLIT["odd"] = replace(CASES["wan, text"], size=(48, 48)), SPLIT["wan, text"]
+    CASES["masked"], SPLIT["masked"] = replace(CASES["hunyuan, text"], size=(40, 40)), SPLIT["hunyuan, text"]
     try:
         for degrees in (Degrees(ulysses=2), Degrees(ring=2), Degrees(guidance=2)):
             assert distance("odd", wholes, two, degrees) <= 1e-5
         for degrees in (Degrees(ulysses=4), Degrees(ring=4)):
             assert distance("odd", wholes, four, degrees) <= 1e-5
+            assert distance("masked", wholes, four, degrees) <= 1e-5  # 75 tokens of video and a text with a mask
     finally:
-        del CASES["odd"], SPLIT["odd"]
+        del CASES["odd"], SPLIT["odd"], CASES["masked"], SPLIT["masked"]
 
 
 @pytest.mark.slow
@@ -220,6 +222,34 @@ def test_no_rank_ever_holds_more_than_its_share_and_a_block(tmp_path: Path, two:
 
 
 TILED = ["wan, text", "ltx, text", "hunyuan, text", "cogvideox, text", "mochi, text"]
+
+
+def test_a_film_of_one_tile_is_one_ranks(tmp_path: Path, two: Ranks) -> None:
+    """A causal decoder is then not told which call goes on from another."""
+    torch.set_num_threads(1)
+    folder = tiny.save(CASES["wan, text"].make, tmp_path / "model")
+    board, _, _ = board_of(CASES["wan, text"], tmp_path)
+    request = next(t.request for t in plan_of(board, folder).tasks.values() if isinstance(t.request, Decode))
+    latents = save({"latents": torch.randn((1, 16, 3, 6, 8), generator=torch.Generator().manual_seed(1))})
+    whole = decode.Stage(str(folder), tiling=True).run(request, [latents], Progress()).artifact
+    first, _ = two(decode_on, str(folder), request, [latents], 256)
+    frames = [np.stack(list(read_lossless(x))) for x in (whole, first)]
+    assert len(frames[0]) == 9
+    assert np.array_equal(*frames)
+
+
+def test_tiles_of_an_autoencoder_with_patches(tmp_path: Path, two: Ranks) -> None:
+    """As that of Wan2.2 TI2V-5B: its output is cut into pixels after all tiles have been joined."""
+    torch.set_num_threads(1)
+    patched = {"patch_size": 2, "in_channels": 12, "out_channels": 12, "is_residual": True, "scale_factor_spatial": 16}
+    folder = tiny.save(partial(wan, vae=patched), tmp_path / "model")
+    request = Decode("wan", ((0, 3),), 0, True, 0, 9)
+    latents = save({"latents": torch.randn((1, 16, 3, 6, 8), generator=torch.Generator().manual_seed(1))})
+    stage = decode.Stage(str(folder), tiling=True)
+    small_tiles(stage.vae, 64)
+    whole = stage.run(request, [latents], Progress()).artifact
+    first, _ = two(decode_on, str(folder), request, [latents], 64)
+    assert np.array_equal(*(np.stack(list(read_lossless(x))) for x in (whole, first)))
 
 
 @pytest.mark.parametrize("name", TILED)

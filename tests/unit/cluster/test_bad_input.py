@@ -478,7 +478,18 @@ POOLS = {
         gang("ranks: 2, gpus: 1, parallel: {ulysses: 2, shard_weights: true}, options: {offload: group}"),
         "options.offload must not stand beside parallel.shard_weights",
     ),
-    "a fraction of a GPU each": (gang("ranks: 2, gpus: 0.5, parallel: auto"), "gpus must be whole"),
+    "a fraction of a GPU each": (gang("ranks: 2, gpus: 0.5, parallel: auto"), "gpus must be 0 or 1"),
+    "two GPUs each": (gang("ranks: 2, gpus: 2, parallel: auto"), "gpus must be 0 or 1"),
+    "attention that cannot be shared": (
+        gang("ranks: 2, parallel: {ulysses: 2}, options: {attention: flex}"),
+        "options.attention must be one of native,",
+    ),
+    "a ring that is not told sums": (
+        gang("ranks: 2, gpus: 1, parallel: {ring: 2}, options: {attention: native}"),
+        "options.attention must be one of flash,",
+    ),
+    "a ring in float32": (gang("ranks: 2, gpus: 1, dtype: float32, parallel: {ring: 2}"), "dtype must be bfloat16"),
+    "compiled and split": (gang("ranks: 2, parallel: auto, options: {compile: true}"), "options.compile must be off"),
     "encoders without shards": (
         "pools: {a: {stages: [encode], ranks: 2}, b: {stages: [denoise, decode]}}",
         "shard_weights must be true",

@@ -25,7 +25,7 @@ from farm.parallel import (
     fits,
     work_of,
 )
-from farm.pools import NodeFacts, Parallel, Pool
+from farm.pools import NodeFacts, Parallel, Pool, numerics_of
 
 WAN, HUNYUAN, COG, MOCHI, SVD = (
     stock_cards()[name]
@@ -149,3 +149,27 @@ def test_pools_say_how_they_share() -> None:
     auto = sharing_of(Pool(stages=["denoise"], ranks=2, parallel="auto"))
     assert auto is not None and auto.degrees is None
     assert math.isclose(choose(1, WORK, EIGHT).exchange_s, 0)
+
+
+def test_weights_that_all_lose_their_precision_have_keys_of_their_own() -> None:
+    shards = Parallel(shard_weights=True)
+    exact, coarse = (Pool(stages=["denoise"], ranks=2, parallel=shards, dtype=d) for d in ("float32", "bfloat16"))
+    assert numerics_of(exact, "denoise") == (("dtype", "float32"),)
+    assert dict(numerics_of(coarse, "denoise")) == {"dtype": "bfloat16", "shard_weights": True}
+
+
+def test_gpus_are_counted_among_those_that_are_visible() -> None:
+    from pipelines.parallel import device_index
+
+    assert device_index("5", "") == 5
+    assert device_index("5", "4,5,6,7") == 1
+    assert device_index("GPU-b", "GPU-a,GPU-b") == 1
+
+
+def test_tensors_of_older_checkpoints_find_their_parameters() -> None:
+    from pipelines.sharding import _our_name
+
+    ours = {"encoder.layers.0.weight": 0, "encoder.layers.1.weight": 0, "model.norm.weight": 0}
+    assert _our_name("text_model.encoder.layers.1.weight", ours) == "encoder.layers.1.weight"
+    assert _our_name("norm.weight", ours) == "model.norm.weight"
+    assert _our_name("weight", ours) is None
