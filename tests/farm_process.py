@@ -67,7 +67,7 @@ def end_tree(pid: int) -> None:
             continue
 
 
-def wait_until(what: str, check: Any, *, timeout_s: float = 60.0) -> None:
+def wait_until(what: str, check: Any, *, timeout_s: float = 120.0) -> None:
     """Poll until `check()` is true.
 
     Raises:
