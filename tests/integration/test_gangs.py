@@ -29,7 +29,7 @@ BOARD = """\
 title: Gangs
 size: 64x48
 fps: 8
-steps: 4
+steps: 150
 shots:
   - {id: one, prompt: a red ball rolls over grass, frames: 17}
   - {id: two, prompt: a blue cube spins over sand, frames: 17}
@@ -163,6 +163,7 @@ class GangOfTwo:
         until("the GPUs", lambda: gpus_free(ray) == 2, timeout_s=20)
 
 
+@pytest.mark.slow
 def test_a_gang_computes_and_what_all_ranks_refuse_breaks_nothing(cluster: Any, tmp_path: Path) -> None:
     gang = GangOfTwo(tmp_path / "store")
     assert gang.run("compute")[0].outcome == "succeeded"
@@ -210,6 +211,7 @@ def until(what: str, is_true: Any, *, timeout_s: float) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_gang_that_cannot_be_placed_leaves_nothing_behind(cluster: Any, tmp_path: Path) -> None:
     from actors.pool import RayHands
 

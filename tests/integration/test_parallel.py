@@ -1,7 +1,7 @@
 """Gangs on gloo: a task that several ranks share has one rank's result, in every family that can be split.
 
 Latents agree within 1e-5 of their range. Ulysses alone is equal to the bit for Wan, as long as matrix kernels agree.
-Two ranks are tried with every change, four and rings in the slow part.
+Two ranks are tried with every change; four, rings and sharded weights in the slow part.
 """
 
 from __future__ import annotations
@@ -185,6 +185,7 @@ NO_COMPILER = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @NO_COMPILER
 @pytest.mark.parametrize("name", ["wan, text", "hunyuan, text"])
 def test_sharded_weights_alone_and_with_ulysses(name: str, wholes: dict[str, Any], two: Ranks) -> None:
@@ -194,6 +195,7 @@ def test_sharded_weights_alone_and_with_ulysses(name: str, wholes: dict[str, Any
         assert distance(name, wholes, two, Degrees(guidance=2), shard_weights=True) <= 1e-5
 
 
+@pytest.mark.slow
 @NO_COMPILER
 @pytest.mark.parametrize("name", ["wan, text", "cogvideox, text", "hunyuan, text"])
 def test_sharded_text_encoders(name: str, wholes: dict[str, Any], two: Ranks) -> None:
