@@ -210,5 +210,6 @@ class Stage:
         parts = {k: v.to(self.device) for k, v in load(payload).items()}
         (t,) = parts.pop("t")
         with resident(self.models, device=self.device, offload=self.offload):
-            made: bytes = save({i: predicts[int(i)](part, t).cpu().contiguous() for i, part in parts.items()})
+            order = sorted(parts, key=int)  # on all ranks of a gang the same; that of `load` is another in each process
+            made: bytes = save({i: predicts[int(i)](parts[i], t).cpu().contiguous() for i in order})
         return made

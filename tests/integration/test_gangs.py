@@ -87,7 +87,7 @@ def test_two_gangs_of_two_ranks_make_the_film_of_single_replicas_and_four_ranks_
 BLENDED = """\
 title: One long take
 size: 64x48
-steps: 30
+steps: 100
 continuity: {mode: blend, chunk_frames: 17, overlap_frames: 5}
 shots: [{id: one, prompt: a red ball rolls over grass, frames: 89}]
 """
