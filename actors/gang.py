@@ -186,6 +186,7 @@ class Leader(Replica):
         group, size = get_current_placement_group(), sharing.ranks
         self.worker = ThreadPoolExecutor(1)  # the thread that computes: it may hang in a collective
         self.lost: ReplicaLost | None = None
+        self.nodes: tuple[str, ...] = ()  # of the others
         _use_interface()
         host = ray.util.get_node_ip_address()
         store = open_store(host, timeout_s=spec.gang_timeout_s)
@@ -213,6 +214,7 @@ class Leader(Replica):
         limit_s, name = self.spec.gang_timeout_s, self.spec.name
         try:
             nodes = ray.get(joined, timeout=limit_s)
+            self.nodes = tuple(nodes)
         except ray.exceptions.GetTimeoutError:
             return ReplicaLost(f"not all ranks of {name} could join within {limit_s:g} s")
         except ray.exceptions.RayError as e:
@@ -266,7 +268,8 @@ class Leader(Replica):
     def status(self) -> Status:
         if self.lost is not None and self.current is None:
             raise self.lost
-        return Replica.status(self)  # type: ignore[no-any-return]  # ray.method is untyped
+        status: Status = Replica.status(self)
+        return replace(status, other_nodes=self.nodes)
 
     def run(self, task: Task, inputs: Sequence[tuple[Task, Any]], frugal: bool = False) -> Ran:
         """As `Replica.run`, on all ranks.

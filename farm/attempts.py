@@ -153,7 +153,7 @@ class Attempts:
             if slot.busy is None and not slot.num_saving:  # else its attempt finds out
                 self.fleet.drop(slot)
             return
-        slot.status = status
+        slot.status, slot.other_nodes = status, status.other_nodes
         if status.is_leaving:
             slot.was_told = True
             self.fleet.dismiss(slot)
@@ -167,8 +167,9 @@ class Attempts:
 
     def leave_draining_nodes(self) -> None:
         """Have what runs on nodes that will be taken away go on elsewhere."""
-        draining = self.hands.draining()
-        for slot in [s for s in self.fleet.slots.values() if s.node in draining and not s.is_leaving]:
+        draining = set(self.hands.draining())
+        leaving = [s for s in self.fleet.slots.values() if draining.intersection((s.node, *s.other_nodes))]
+        for slot in [s for s in leaving if not s.is_leaving]:
             if slot.busy:
                 self.hands.halt(slot.handle, slot.busy)
             self.fleet.dismiss(slot)

@@ -64,6 +64,7 @@ class Status:
     num_steps: int
     preview: bytes = b""
     is_leaving: bool = False  # it was told to end, and takes no more work
+    other_nodes: tuple[str, ...] = ()  # of a gang: where its ranks but the first are
 
 
 @dataclass
@@ -75,6 +76,7 @@ class Slot:
     handle: Any
     node: str = ""  # empty until it has started
     pid: int = 0
+    other_nodes: tuple[str, ...] = ()  # where more of it is, of a gang
     busy: str | None = None  # key of the task it runs
     num_saving: int = 0  # outputs that it has still to put into the store
     is_leaving: bool = False  # it gets no more tasks

@@ -167,6 +167,7 @@ class GangOfTwo:
 def test_a_gang_computes_and_what_all_ranks_refuse_breaks_nothing(cluster: Any, tmp_path: Path) -> None:
     gang = GangOfTwo(tmp_path / "store")
     assert gang.run("compute")[0].outcome == "succeeded"
+    assert asyncio.run(gang.hands.status(gang.handle)).other_nodes == (living_node(cluster),)
     refused, _ = gang.run("refuse")
     assert (refused.outcome, refused.cause, refused.info.get("leaving")) == ("failed", "input", None)
     assert gang.run("compute")[0].outcome == "succeeded"
@@ -202,6 +203,12 @@ def test_a_rank_that_stands_still_is_noticed_by_the_others(cluster: Any, tmp_pat
 
 def gpus_free(ray: Any) -> float:
     return float(ray.available_resources().get("GPU", 0))
+
+
+def living_node(ray: Any) -> str:
+    """The one that has GPUs."""
+    (node,) = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")]
+    return str(node)
 
 
 def until(what: str, is_true: Any, *, timeout_s: float) -> None:

@@ -22,10 +22,11 @@ from farm import attempts, dispatch, journal
 from farm.control import Control
 from farm.errors import ReplicaLost
 from farm.failure import Retry
+from farm.fleet import Slot
 from farm.plan import Plan, tasks_to_run
 from farm.pools import Bounds, Pool
 from farm.simulate import SECONDS, World, faults_of_many
-from farm.simulated import SimReplica
+from farm.simulated import Instance, SimReplica
 
 ROOT = Path(__file__).parents[3]
 
@@ -233,3 +234,17 @@ def test_a_pool_whose_replicas_never_start_fails_its_films() -> None:
     world = World(3, num_faults=0, min_tasks=1, control=hopeless)
     world.run()
     assert set(world.ended_as) == {"failed"}
+
+
+def test_a_gang_halts_when_the_node_of_any_of_its_ranks_is_to_go() -> None:
+    world = World(3, num_faults=0, min_tasks=1)
+    work = Instance(world, 0).control.work
+    world.loop.close()
+    halted: list[str] = []
+    work.hands.draining = lambda: ["b"]
+    work.hands.halt = lambda handle, key: halted.append(key)
+    for name, nodes in (("one", ("a", "b")), ("two", ("a", "c"))):
+        work.fleet.slots[name] = Slot(name, "denoise", None, node="a", other_nodes=nodes, busy=name)
+    work.leave_draining_nodes()
+    assert halted == ["one"]
+    assert [s.is_leaving for s in work.fleet.slots.values()] == [True, False]
