@@ -13,8 +13,10 @@ controller removes the placement group, and with it Ray ends every process and f
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -57,6 +59,21 @@ class Told:
     is_refusal: bool = False  # of what all ranks find out alike, before any of them waits for another
 
 
+Place = tuple[str, int]  # a node's id, a process's
+
+
+def here() -> Place:
+    return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+def end_process(place: Place) -> None:
+    """End a rank on this node. One that stands still is ended by Ray too, but only some seconds after it was asked."""
+    node, pid = place
+    if node == here()[0]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def first_line(error: Exception) -> str:
     return next((line for line in str(error).strip().splitlines() if line.strip()), type(error).__name__)
 
@@ -94,8 +111,8 @@ class Rank(Replica):
         self.rank = rank
         self.end_timer: threading.Timer | None = None
 
-    def join(self, host: str, port: int) -> str:
-        """Become one of the gang. Returns the node's id."""
+    def join(self, host: str, port: int, leader: Place) -> Place:
+        """Become one of the gang. Returns where this rank is."""
         from pipelines.parallel import join
 
         spec = self.spec
@@ -105,8 +122,8 @@ class Rank(Replica):
             spec.sharing, rank=self.rank, size=spec.sharing.ranks, host=host, port=port, device=_bind(spec),
             timeout_s=spec.gang_timeout_s,
         )  # fmt: skip
-        node: str = ray.get_runtime_context().get_node_id()
-        return node
+        self.leader = leader
+        return here()
 
     @ray.method(concurrency_group="watch")
     def watch(self) -> None:
@@ -136,7 +153,7 @@ class Rank(Replica):
         except Exception as e:  # noqa: BLE001  # the leader decides what to do with it
             told = self._failed(e)
             if not told.is_refusal:
-                self.end_timer = threading.Timer(ABANDONED_S, _end_gang)
+                self.end_timer = threading.Timer(ABANDONED_S, _end_gang, args=(self.leader,))
                 self.end_timer.daemon = True
                 self.end_timer.start()
             return told
@@ -167,8 +184,9 @@ class Rank(Replica):
             self.end_timer.cancel()
 
 
-def _end_gang() -> None:
+def _end_gang(leader: Place) -> None:
     """The last means, when neither leader nor controller has ended a broken gang."""
+    end_process(leader)
     group = get_current_placement_group()
     if group is not None:
         remove_placement_group(group)
@@ -186,13 +204,13 @@ class Leader(Replica):
         group, size = get_current_placement_group(), sharing.ranks
         self.worker = ThreadPoolExecutor(1)  # the thread that computes: it may hang in a collective
         self.lost: ReplicaLost | None = None
-        self.nodes: tuple[str, ...] = ()  # of the others
+        self.places: tuple[Place, ...] = ()  # of the others
         _use_interface()
         host = ray.util.get_node_ip_address()
         store = open_store(host, timeout_s=spec.gang_timeout_s)
         kind = ray.remote(concurrency_groups=GROUPS)(Rank)
         self.others = [kind.options(**in_bundle(group, i, spec)).remote(spec, i) for i in range(1, size)]
-        joined = [other.join.remote(host, store.port) for other in self.others]
+        joined = [other.join.remote(host, store.port, here()) for other in self.others]
         threading.Thread(target=self._watch, args=(list(joined),), daemon=True).start()
         self.gang = self._while_whole(
             lambda: join(
@@ -213,8 +231,7 @@ class Leader(Replica):
     def _wait_for_an_end(self, joined: list[Any]) -> ReplicaLost:
         limit_s, name = self.spec.gang_timeout_s, self.spec.name
         try:
-            nodes = ray.get(joined, timeout=limit_s)
-            self.nodes = tuple(nodes)
+            self.places = tuple(ray.get(joined, timeout=limit_s))
         except ray.exceptions.GetTimeoutError:
             return ReplicaLost(f"not all ranks of {name} could join within {limit_s:g} s")
         except ray.exceptions.RayError as e:
@@ -227,8 +244,8 @@ class Leader(Replica):
         except ray.exceptions.ActorUnavailableError as e:
             return ReplicaLost(f"rank {i + 1} of {name} cannot be reached: {first_line(e)}", is_unreachable=True)
         except ray.exceptions.RayError as e:
-            return ReplicaLost(f"rank {i + 1} of {name} ended: {first_line(e)}", node=nodes[i])
-        return ReplicaLost(f"rank {i + 1} of {name} ended", node=nodes[i])
+            return ReplicaLost(f"rank {i + 1} of {name} ended: {first_line(e)}", node=self.places[i][0])
+        return ReplicaLost(f"rank {i + 1} of {name} ended", node=self.places[i][0])
 
     def _while_whole(self, work: Callable[[], T], answers: Sequence[Any] = ()) -> T:
         """What `work` returns, unless the gang breaks meanwhile.
@@ -269,7 +286,7 @@ class Leader(Replica):
         if self.lost is not None and self.current is None:
             raise self.lost
         status: Status = Replica.status(self)
-        return replace(status, other_nodes=self.nodes)
+        return replace(status, other_nodes=tuple(node for node, _ in self.places))
 
     def run(self, task: Task, inputs: Sequence[tuple[Task, Any]], frugal: bool = False) -> Ran:
         """As `Replica.run`, on all ranks.
@@ -313,6 +330,8 @@ class Leader(Replica):
     def _broken(self, ran: Ran, told: Told | None) -> Ran:
         """A failure after which this gang can do nothing more: it leaves."""
         self.is_leaving = True
+        for place in self.places:
+            end_process(place)
         if told is not None and (told.cause == "memory" or not ran.reason):
             ran = replace(ran, reason=told.reason, cause=told.cause)
         return replace(ran, info=ran.info | {"leaving": True})
