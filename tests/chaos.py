@@ -190,8 +190,9 @@ class Chaos:
         failed = [a for a in broken if a.stage == "denoise" and a.outcome == "failed"]
         if failed:
             done.noticed_s = failed[0].ended_at - self.killed_at
-            later = [a for a in broken if a.stage == "denoise" and a.started_at > failed[0].ended_at]
-            done.recovered_s = later[0].info["first_step_at"] - failed[0].ended_at
+            later = [a for a in broken if a.started_at > failed[0].ended_at and a.info.get("first_step_at")]
+            first = next((a for a in later if a.stage == "denoise"), None)
+            done.recovered_s = first.info["first_step_at"] - failed[0].ended_at if first else None
 
     def _on_a_cluster(self, kind: str, store: Path, out: Path, done: Round) -> None:
         """The film on an emulated cluster of three nodes, of which one is lost, or all."""
