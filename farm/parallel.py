@@ -20,7 +20,8 @@ GPU_TFLOPS = {  # dense bfloat16, by Ray's names of accelerators (vendors' data 
     "H100": 989, "H200": 989, "H20": 148, "B200": 2250, "GB200": 2250, "B300": 2250,
 }  # fmt: skip
 UNKNOWN_TFLOPS = 100.0
-USE = 0.45  # of the peak that a video transformer reaches; published figures lie between 0.35 and 0.55
+# What follows is assumed, not measured here; `make bench NAME=gang_scaling` sets estimates beside figures on GPUs.
+USE = 0.45  # of the peak that a video transformer reaches
 NVLINK_GB_S = {"A100": 300, "A100-40G": 300, "A100-80G": 300, "H100": 450, "H200": 450, "H20": 450, "B200": 900,
                "GB200": 900, "B300": 900}  # one direction of a GPU, data sheets  # fmt: skip
 PCIE_GB_S, NETWORK_GB_S = 25.0, 25.0  # of GPUs without NVLink; between nodes (200 Gbit/s)
