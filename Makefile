@@ -16,8 +16,8 @@ test: install  # unit tests on all cores; then those that start Ray, one after a
 	$(BIN)/pytest -q -n auto --dist worksteal -m "not slow and not gpu" tests/unit
 	$(BIN)/pytest -q -m "not slow and not gpu" tests/integration
 
-test-slow: install
-	$(BIN)/pytest -q -m "slow and not gpu"
+test-slow: install  # the simulated worlds live in the time that those who wait for Ray leave
+	$(BIN)/pytest -q -n 2 --dist loadgroup -m "slow and not gpu"
 
 check: install
 	$(BIN)/ruff format --check .

@@ -104,7 +104,8 @@ class Attempts:
         pool = self.pools[slot.pool]
         reason, failures = "", self.fleet.start_failures
         try:
-            slot.node, slot.pid = await asyncio.wait_for(self.hands.place(slot.handle), pool.start_timeout_s)
+            async with asyncio.timeout(pool.start_timeout_s):
+                slot.node, slot.pid = await self.hands.place(slot.handle)
             slot.idle_since, failures[slot.pool] = self.now(), 0
         except TimeoutError:
             if self.fleet.replaced:  # perhaps the nodes that we avoid are the only ones
@@ -146,7 +147,8 @@ class Attempts:
     async def look_at(self, slot: Slot) -> None:
         """Note what a replica is doing, and keep its preview where there is a new one."""
         try:
-            status = await asyncio.wait_for(self.hands.status(slot.handle), 5.0)
+            async with asyncio.timeout(5.0):
+                status = await self.hands.status(slot.handle)
         except TimeoutError:
             return
         except ReplicaLost:

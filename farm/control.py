@@ -79,7 +79,7 @@ class Control:
         self.renderings: dict[str, Rendering] = {}
         self.watches: dict[str, Watch] = {}  # of others' leases
         self.gates: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by job: comes and goes one at a time
-        self.background: set[asyncio.Task[Any]] = set()
+        self.background: dict[asyncio.Task[Any], None] = {}  # in order, so that a simulated world lives again as it did
         self.foreign: set[str] = set()  # wishes of other farms
         self.ticks = 0
         self.is_open = False
@@ -120,7 +120,8 @@ class Control:
         rendering = self.renderings[name]
         if wait_s and not rendering.is_over:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(rendering.news.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await rendering.news.wait()
         rendering.news.clear()
         lead = self.leads.get(rendering.job.id)
         state, reason = (lead.state or "queued", lead.reason) if lead else ("queued", rendering.reason)
@@ -528,11 +529,11 @@ class Control:
 
     def spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
-        self.background.add(task)
+        self.background[task] = None
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
-        self.background.discard(task)
+        self.background.pop(task, None)
         if task.cancelled() or (error := task.exception()) is None or not isinstance(error, Exception):
             return
         log.error("the controller failed", exc_info=error)

@@ -59,7 +59,7 @@ class Instance:
         self.world, self.name = world, f"controller-{number}"
         self.is_dead, self.dies_at_write = False, ""
         self.frozen_until = 0.0
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: dict[asyncio.Task[Any], None] = {}
         self.replicas: list[SimReplica] = []
         store = Store("sim", fs=FileSystem(world.files, self.harm), sleep=lambda s: None)
         self.control = Control(
@@ -95,8 +95,8 @@ class Instance:
             ReplicaLost: the controller died.
         """
         task = asyncio.ensure_future(method)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self.tasks[task] = None
+        task.add_done_callback(self.tasks.pop)
         try:
             await self.thaw()
             return await asyncio.shield(task)

@@ -49,7 +49,7 @@ def test_a_thousand_worlds_end_well() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(4800)
 def test_ten_thousand_worlds_end_well() -> None:
     assert not list(faults_of_many(seeds(10_000)))
 
@@ -62,8 +62,11 @@ def test_worlds_are_large_and_break_often_enough() -> None:
         assert world.story.total() >= 10
 
 
-def test_a_seed_replays_exactly_in_another_process() -> None:
-    code = "from farm.simulate import World; w = World(17); w.run(); print(w.trace.hexdigest(), w.loop.time())"
+def test_seeds_replay_exactly_in_another_process() -> None:
+    code = (
+        "from farm.simulate import World\n"
+        "for seed in range(110, 120): w = World(seed); w.run(); print(w.trace.hexdigest(), w.loop.time())"
+    )
     told = {
         subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": str(salt)}, text=True,
