@@ -73,7 +73,8 @@ class ModelCard:
     even_latents: bool = False  # one more latent frame leads where their number is odd
     vocabulary: tuple[str, ...] = ()  # all words that a model with a closed vocabulary knows
     middle_mark: str = ""  # ends a prompt where the chunk lies in the middle of a stream
-    splits: tuple[str, ...] = ()  # what a gang can share: sequence (tokens), guidance (its two passes)
+    # what a gang can share: guidance (its two passes), sequence (tokens; ulysses: those of the video, not by a ring)
+    splits: tuple[str, ...] = ()
     splits_text: str = ""  # where the prompt's tokens stand in the video's sequence: fixed number, or masked
     num_heads: int = 0
     width: int = 0  # of the transformer's hidden states
@@ -278,7 +279,7 @@ def hunyuan_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
 
 HUNYUAN15 = replace(
     HUNYUAN, name="hunyuan15", family="hunyuan15", size=(848, 480), chunk_frames=121, spatial_factor=16,
-    latent_channels=32, max_tokens=1000, is_guided=True, takes_loras=False, splits=(), splits_text="",
+    latent_channels=32, max_tokens=1000, is_guided=True, takes_loras=False, splits=("ulysses",), splits_text="",
     components={**HUNYUAN.components, "denoise": ("transformer", "scheduler", "guider")},
     published=(("HunyuanVideo-1.5", 8.0, 8.3, 1.2),),
 )  # fmt: skip
@@ -287,10 +288,14 @@ HUNYUAN15 = replace(
 def hunyuan15_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
     """HunyuanVideo-1.5; its own pipeline takes sizes near 16:9 of `target_size` squared pixels."""
     vae, transformer = configs["vae"], configs["transformer"]
-    spatial = vae.get("spatial_compression_ratio", 16)
+    spatial, side = vae.get("spatial_compression_ratio", 16), transformer.get("patch_size", 1)
+    facts = dit_facts(
+        transformer, heads=16, head_dim=128, blocks=transformer.get("num_layers", 54),
+        channels=transformer.get("out_channels", 32), patch=(transformer.get("patch_size_t", 1), side, side),
+    )  # fmt: skip
     card = replace(
-        HUNYUAN15, rule=FrameRule(vae.get("temporal_compression_ratio", 4), 1), spatial_factor=spatial,
-        multiple_px=spatial * transformer.get("patch_size", 1), latent_channels=vae.get("latent_channels", 32),
+        HUNYUAN15, **facts, rule=FrameRule(vae.get("temporal_compression_ratio", 4), 1), spatial_factor=spatial,
+        multiple_px=spatial * side, latent_channels=vae.get("latent_channels", 32),
         guidance=configs["guider"].get("guidance_scale", HUNYUAN15.guidance),
     )  # fmt: skip
     if index["_class_name"] == "HunyuanVideo15Pipeline":
@@ -374,15 +379,20 @@ def svd_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
 MOCHI = ModelCard(
     name="mochi", family="mochi", modes=("text",), contexts=(), rule=FrameRule(6, 1), size=(848, 480), fps=30.0,
     multiple_px=16, spatial_factor=8, latent_channels=12, steps=64, guidance=4.5, chunk_frames=85, overlap_frames=19,
-    max_tokens=256, min_steps=2, splits=("guidance",), published=(("Mochi 1", 4.8, 10.0, 0.46),),
+    max_tokens=256, min_steps=2, splits=("ulysses", "guidance"), published=(("Mochi 1", 4.8, 10.0, 0.46),),
 )  # fmt: skip
 
 
 def mochi_card(index: Mapping[str, Any], configs: Configs) -> ModelCard:
     """Mochi 1; 85 frames, as in diffusers' example of it."""
     told: Settings = (("force_zeros_for_empty_prompt", bool(index.get("force_zeros_for_empty_prompt", False))),)
-    multiple, channels = 8 * configs["transformer"].get("patch_size", 2), configs["vae"].get("latent_channels", 12)
-    return replace(MOCHI, multiple_px=multiple, latent_channels=channels, settings={"text": told})
+    transformer, channels = configs["transformer"], configs["vae"].get("latent_channels", 12)
+    side = transformer.get("patch_size", 2)
+    facts = dit_facts(
+        transformer, heads=24, head_dim=128, blocks=transformer.get("num_layers", 48), channels=channels,
+        patch=(1, side, side),
+    )  # fmt: skip
+    return replace(MOCHI, **facts, multiple_px=8 * side, latent_channels=channels, settings={"text": told})
 
 
 WITH_UNET = ("StableVideoDiffusionPipeline",)  # where others have a transformer

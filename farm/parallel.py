@@ -133,7 +133,14 @@ def faults(degrees: Degrees, work: Work) -> list[str]:
     card, found = work.card, []
     if degrees.guidance > 1 and "guidance" not in card.splits:
         found.append(f"guidance must be 1 for {card.name}, whose guidance has no second pass to give away, got 2")
-    if degrees.sequence > 1 and "sequence" not in card.splits:
+    if degrees.ring > 1 and "ulysses" in card.splits:
+        found.append(f"ring must be 1 for {card.name}, whose attention only ulysses can share, got {degrees.ring}")
+    if "ulysses" in card.splits and work.video_tokens % degrees.ulysses:
+        able = _nearest([n for n in range(1, 65) if work.video_tokens % n == 0], degrees.ulysses)
+        found.append(
+            f"ulysses must divide the {work.video_tokens} tokens of {card.name}, got {degrees.ulysses}; nearest: {able}"
+        )
+    if degrees.sequence > 1 and not {"sequence", "ulysses"}.intersection(card.splits):
         found.append(f"ulysses and ring must be 1 for {card.name}, which has no plan for splitting its tokens")
         return found
     if card.num_heads and card.num_heads % degrees.ulysses:
@@ -178,12 +185,16 @@ def bytes_sent(degrees: Degrees, work: Work, *, word_bytes: int = WORD_BYTES) ->
     (u - 1) / u leaves it (Jacobs et al., "DeepSpeed Ulysses", 2023). Ring, in diffusers an all-gather of keys and
     values: 2 N / s tokens a block to each of r - 1 others. At the end the prediction's tokens are gathered, N_video / s
     of `out_width` values to s - 1 others. All widths are those of the model; N counts what is split, padded to s.
+    Where every rank has the whole prompt (`ulysses` alone), its attention is gathered: T / u tokens' worth of heads a
+    block to u - 1 others, of at most `max_tokens`.
     """
     s, card = degrees.sequence, work.card
     if s == 1:
         return 0.0
     own = sum(math.ceil(n / s) for n in (work.video_tokens, work.text_tokens))
     inside = _values_sent(degrees, own * card.width)
+    if "ulysses" in card.splits:
+        inside += card.max_tokens * card.width / degrees.ulysses * (degrees.ulysses - 1)
     end = math.ceil(work.video_tokens / s) * card.out_width * (s - 1)
     return word_bytes * (card.num_blocks * inside + end)
 

@@ -30,6 +30,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 
 from farm.errors import InputError
 
+from .joint import JointAttention, cut_prompts
 from .parallel import Split
 
 
@@ -65,7 +66,16 @@ PLANS: dict[str, dict[str, Any]] = {
         "": {"image_rotary_emb": [_at(0, 2), _at(0, 2)]},
         "transformer_blocks.0": {"hidden_states": TOKENS, "encoder_hidden_states": TOKENS}, "proj_out": ALL,
     },
+    # these two with JointAttention, which has the whole prompt on every rank
+    "HunyuanVideo15Transformer3DModel": {
+        "rope": ROPE_2D, "transformer_blocks.0": {"hidden_states": TOKENS}, "proj_out": ALL,
+    },
+    "MochiTransformer3DModel": {
+        "rope": {0: _at(0, 3, output=True), 1: _at(0, 3, output=True)},  # (S, heads, D / 2)
+        "transformer_blocks.0": {"hidden_states": TOKENS}, "proj_out": ALL,
+    },
 }  # fmt: skip
+JOINT = {"HunyuanVideo15Transformer3DModel", "MochiTransformer3DModel"}
 SELF_ATTENTION = ("blocks", "vace_blocks", "transformer_blocks", "single_transformer_blocks")
 
 
@@ -93,6 +103,8 @@ class SequenceSplit:
         kind = type(model).__name__
         if kind not in PLANS:
             raise InputError(f"parallel: ulysses and ring must be 1 for {kind}, which has no plan for its tokens")
+        if kind in JOINT and split.degrees.ring > 1:
+            raise InputError(f"parallel: ring must be 1 for {kind}, got {split.degrees.ring}")
         self.model, self.plan, self.degrees = model, PLANS[kind], split.degrees
         ulysses, ring = split.degrees.ulysses, split.degrees.ring
         config = self.config = ContextParallelConfig(ulysses_degree=ulysses, ring_degree=ring)
@@ -101,15 +113,19 @@ class SequenceSplit:
         self.lengths: list[int] = []  # of what is split, in the forward pass that runs
         self.handles: list[Any] = [model.register_forward_pre_hook(self._before, with_kwargs=True)]
         hooks._all_gather_anything = _gather_padded
-        self.processors, self.changed = list[Any](), list[Any]()
+        self.processors, self.changed, self.replaced = list[Any](), list[Any](), list[tuple[Any, Any]]()
         for attention in _self_attentions(model):
             if kind == "CogVideoXTransformer3DModel":
                 attention.set_processor(SplitCogVideoXAttention())
+            elif kind in JOINT:
+                self.replaced.append((attention, attention.processor))
+                attention.processor = JointAttention(split.ulysses, is_interleaved=kind == "MochiTransformer3DModel")
             self.processors.append(attention.processor)
         whole = ParallelConfig(context_parallel_config=config)
         on_cpu = dist.get_backend(split.sequence) == "gloo"
         for processor in self.processors:
-            _check_backend(processor._attention_backend)
+            if kind not in JOINT:
+                _check_backend(processor._attention_backend)
             processor._parallel_config = whole
             if ring > 1 and not on_cpu and processor._attention_backend is None:
                 processor._attention_backend = AttentionBackendName._NATIVE_FLASH  # it tells the log-sum-exp
@@ -118,6 +134,8 @@ class SequenceSplit:
             attention_dispatch._native_attention_forward_op = _attention_on_cpu
         if kind == "HunyuanVideoTransformer3DModel":
             self.handles += _split_text_masks(model, self)
+        elif kind == "HunyuanVideo15Transformer3DModel":
+            self.handles += cut_prompts(model)
         hooks.apply_context_parallel(model, config, self.plan)
 
     def remove(self) -> None:
@@ -128,6 +146,8 @@ class SequenceSplit:
             processor._parallel_config = None
         for processor in self.changed:
             processor._attention_backend = None
+        for attention, processor in self.replaced:
+            attention.processor = processor
         hooks.remove_context_parallel(self.model, self.plan)
 
     def _before(self, model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -154,6 +174,8 @@ class SequenceSplit:
                 f"parallel: ulysses x ring must divide {told} tokens where both are above 1, got {ulysses} x {ring}; "
                 "use one of the two"
             )
+        if is_uneven and type(self.model).__name__ in JOINT:
+            raise InputError(f"parallel: ulysses must divide {told} tokens, got {ulysses}")
         self.lengths = lengths
         self.config.ulysses_anything, self.config.ring_anything = is_uneven and ulysses > 1, is_uneven and ring > 1
 
@@ -182,6 +204,10 @@ def _lengths(model: Any, kwargs: Mapping[str, Any]) -> list[int]:
         side = config.patch_size
         video = (frames // config.patch_size_t) * (rows // side) * (columns // side)
         return [video, kwargs["encoder_hidden_states"].shape[1]]
+    if kind == "MochiTransformer3DModel":
+        return [frames * (rows // config.patch_size) * (columns // config.patch_size)]
+    if kind == "HunyuanVideo15Transformer3DModel":
+        return [(frames // config.patch_size_t) * (rows // config.patch_size) * (columns // config.patch_size)]
     t, h, w = config.patch_size
     return [(frames // t) * (rows // h) * (columns // w)]
 

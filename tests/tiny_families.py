@@ -166,12 +166,13 @@ def hunyuan(kind: str, *, way: str | None = None, heads: int = 2) -> Any:
     return getattr(diffusers, kind)(transformer=transformer, vae=vae, scheduler=flow(), **texts)
 
 
-def hunyuan15(kind: str, *, meanflow: bool = False) -> Any:
+def hunyuan15(kind: str, *, meanflow: bool = False, heads: int = 2, layers: int = 1) -> Any:
     vae = diffusers.AutoencoderKLHunyuanVideo15(
         latent_channels=4, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1, scaling_factor=0.7
     )
     transformer = diffusers.HunyuanVideo15Transformer3DModel(
-        in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1, num_refiner_layers=1,
+        in_channels=9, out_channels=4, num_attention_heads=heads, attention_head_dim=8, num_layers=layers,
+        num_refiner_layers=1,
         mlp_ratio=2, text_embed_dim=DIM, text_embed_2_dim=DIM, image_embed_dim=8, rope_axes_dim=(2, 2, 4),
         target_size=64, task_type="i2v" if "Image" in kind else "t2v", use_meanflow=meanflow,
     )  # fmt: skip
@@ -238,9 +239,9 @@ def svd() -> Any:
     )  # fmt: skip
 
 
-def mochi(*, zeros: bool = False) -> Any:
+def mochi(*, zeros: bool = False, heads: int = 2) -> Any:
     transformer = diffusers.MochiTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=8, in_channels=12,
+        num_attention_heads=heads, attention_head_dim=8, num_layers=2, pooled_projection_dim=8, in_channels=12,
         text_embed_dim=DIM, time_embed_dim=4, max_sequence_length=256,
     )  # fmt: skip
     vae = diffusers.AutoencoderKLMochi(

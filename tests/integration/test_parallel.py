@@ -54,7 +54,15 @@ SPLIT = {  # with four heads
     "cogvideox 1.5, text": partial(tiny.cogvideox, "CogVideoXPipeline", pairs=True, heads=4),
     "skyreels, text": partial(tiny.skyreels, num_attention_heads=4),
 }
+JOINT = {  # with DeepSpeed-Ulysses: the prompt whole on every rank
+    "hunyuan 1.5, text": partial(tiny.hunyuan15, "HunyuanVideo15Pipeline", heads=4, layers=2),
+    "hunyuan 1.5, image": partial(tiny.hunyuan15, "HunyuanVideo15ImageToVideoPipeline", heads=4, layers=2),
+    "mochi, text": partial(tiny.mochi, heads=4),
+}
 GUIDED = [name for name in SPLIT if CASES[name].is_guided]
+NO_COMPILER = pytest.mark.skipif(
+    shutil.which("c++") is None, reason="DeepSpeed compiles an extension: needs a C++ compiler"
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +89,7 @@ def whole_of(name: str, wholes: dict[str, Any]) -> tuple[Plan, dict[str, Any], s
         case: Case = CASES[name]
         place = wholes["folder"] / name
         place.mkdir()
-        folder = tiny.save(SPLIT.get(name, case.make), place / "model")
+        folder = tiny.save((SPLIT | JOINT).get(name, case.make), place / "model")
         board, _, paths = board_of(case, place)
         plan = plan_of(board, folder)
         (key,) = [k for k, t in plan.tasks.items() if isinstance(t.request, Denoise)]
@@ -148,8 +156,25 @@ def test_guidance_on_two_halves_of_two_ranks(name: str, wholes: dict[str, Any], 
     assert distance(name, wholes, four, Degrees(guidance=2, ulysses=2)) <= 1e-5
 
 
-def test_mochi_shares_guidance_alone(wholes: dict[str, Any], two: Ranks) -> None:
+@pytest.mark.slow
+@NO_COMPILER
+@pytest.mark.parametrize("name", JOINT)
+def test_video_split_and_prompts_whole_on_two_ranks(name: str, wholes: dict[str, Any], two: Ranks) -> None:
+    assert distance(name, wholes, two, Degrees(ulysses=2)) <= 1e-5
+
+
+@pytest.mark.slow
+@NO_COMPILER
+@pytest.mark.parametrize("name", JOINT)
+def test_video_split_and_prompts_whole_on_four_ranks(name: str, wholes: dict[str, Any], four: Ranks) -> None:
+    assert distance(name, wholes, four, Degrees(ulysses=4)) <= 1e-5
+
+
+@pytest.mark.slow
+@NO_COMPILER
+def test_mochi_on_two_halves_of_two_ranks(wholes: dict[str, Any], two: Ranks, four: Ranks) -> None:
     assert distance("mochi, text", wholes, two, Degrees(guidance=2)) <= 1e-5
+    assert distance("mochi, text", wholes, four, Degrees(guidance=2, ulysses=2)) <= 1e-5
 
 
 @pytest.mark.slow
@@ -178,11 +203,6 @@ def test_what_is_exchanged_is_what_the_formula_says(degrees: Degrees, four: Rank
     expected = bytes_sent(degrees, work_of(card, shape, num_latents=3, is_guided=False), word_bytes=4)
     for counted in told:
         assert counted == pytest.approx(expected, rel=0.01)
-
-
-NO_COMPILER = pytest.mark.skipif(
-    shutil.which("c++") is None, reason="DeepSpeed compiles an extension: needs a C++ compiler"
-)
 
 
 @pytest.mark.slow

@@ -50,7 +50,9 @@ def test_tokens_of_a_pass() -> None:
     ("degrees", "card", "told"),
     [
         (Degrees(ulysses=3), WAN, r"ulysses must divide the 40 heads of wan, got 3; nearest: 2 and 4"),
-        (Degrees(ulysses=2), MOCHI, "no plan for splitting its tokens"),
+        (Degrees(ulysses=2), SVD, "no plan for splitting its tokens"),
+        (Degrees(ring=2), MOCHI, "ring must be 1 for mochi, whose attention only ulysses can share, got 2"),
+        (Degrees(ulysses=8), MOCHI, "ulysses must divide the 17550 tokens of mochi, got 8; nearest: 6 and 9"),
         (Degrees(guidance=2), HUNYUAN, "guidance must be 1 for hunyuan"),
         (Degrees(ulysses=2, ring=2), HUNYUAN, "one of ulysses and ring must be 1"),
         (Degrees(ulysses=2, ring=2), COG, r"must divide 17550 and 226 tokens .* got 2 x 2; nearest: 2"),
