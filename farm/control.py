@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from . import ledger
+from .admission import MAX_OPEN, Waiting, in_turn
 from .attempts import Attempts
 from .errors import InputError, LeaseLost, StoreError, StoreFull
 from .fleet import Hands
@@ -29,7 +30,6 @@ from .journal import (
     look_at_lease,
     new_orders,
     read_attempts,
-    read_wishes,
     take_lease,
     write_wish,
 )  # fmt: skip
@@ -63,6 +63,7 @@ class Control:
         self, store: Store, pools: Mapping[str, Pool], hands: Hands, *, owner: Owner, farm: str, io: Io,
         now: Callable[[], float], package: str = "pipelines", adopts: bool = False,
         is_dead: Callable[[Owner], bool] = lambda owner: False, plan: Callable[..., Planned] = plan_wish,
+        max_open: int = MAX_OPEN,
     ) -> None:  # fmt: skip
         """Nothing is started yet; see `open`.
 
@@ -70,7 +71,9 @@ class Control:
             farm: the name of all controllers that do the same work: jobs of one that died are taken on by the next.
             adopts: look for such jobs, and for orders that revive ended ones; else only what doors submit is done.
             is_dead: whether a controller is known to have ended.
+            max_open: how many jobs it looks for itself at once; the others wait in the store and cost nothing.
         """
+        self.max_open, self.waiting = max_open, Waiting(store, now)
         self.store, self.pools, self.hands, self.owner, self.farm = store, dict(pools), hands, owner, farm
         self.io, self.now, self.adopts, self.is_dead, self.plan = io, now, adopts, is_dead, plan
         self.work = Attempts(store, self.pools, hands, self, owner=owner, io=io, now=now, package=package)
@@ -507,14 +510,18 @@ class Control:
             return
 
     async def _adopt(self) -> None:
-        """Take on what was submitted to this farm and nobody drives."""
+        """Take on what was submitted to this farm and nobody drives, as far as there is room."""
         known = {name for name in self.renderings if self._is_active(name)} | self.foreign
-        wishes = await self.io(read_wishes, self.store, known)
+        wishes = await self.io(self.waiting.look, known)
         self.watches = {job: watch for job, watch in self.watches.items() if any(w.job == job for w in wishes)}
-        for wish in wishes:
-            if wish.farm != self.farm:
-                self.foreign.add(wish.name)
-                continue
+        self.foreign |= {w.name for w in wishes if w.farm != self.farm}
+        working = [x for x in self.leads.values() if x.state != "paused"]
+        open_by = Counter(r.wish.by for r in self.renderings.values() if not r.is_over)
+        room = self.max_open - len(working)
+        ours = in_turn([w for w in wishes if w.farm == self.farm], open_by)
+        for wish in ours:
+            if room <= 0:
+                break
             clock = asyncio.get_running_loop().time  # not the time of day, which may be set
             watch = self.watches.get(wish.job)
             stale = watch.held if watch and watch.look(watch.held, clock()) else None
@@ -524,7 +531,9 @@ class Control:
                 log.warning("%s is not rendered: %s", wish.name, e)
                 await self.io(drop_wish, self.store, wish)
                 continue
-            if held is not None:
+            if held is None:
+                room -= 1
+            else:
                 self.watches.setdefault(wish.job, Watch(held, clock())).look(held, clock())
 
     def spawn(self, work: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -263,6 +263,8 @@ class Wish:
     stills: bool
     farm: str
     priority: int = 50
+    by: str = ""  # whose film it is, where somebody keeps count
+    at: float = 0.0  # when it was submitted
 
     @property
     def name(self) -> str:
@@ -272,18 +274,6 @@ class Wish:
 def write_wish(store: Store, wish: Wish) -> None:
     for folder in (f"jobs/{wish.job}/wanted", "queue"):
         store.publish(f"{folder}/{wish.name}.json", _as_bytes(asdict(wish)))
-
-
-def read_wishes(store: Store, known: Container[str] = ()) -> list[Wish]:
-    """All wishes but those with these names."""
-    wishes = []
-    for name in store.names("queue"):
-        if name.endswith(".json") and name.removesuffix(".json") not in known:
-            try:
-                wishes.append(Wish(**store.record(f"queue/{name}")))
-            except (FileNotFoundError, TypeError, ValueError):  # fulfilled meanwhile, or of another version
-                continue
-    return wishes
 
 
 def drop_wish(store: Store, wish: Wish) -> None:

@@ -110,6 +110,7 @@ class World:
         self.num_faults, self.story = num_faults, Counter[str]()
         self.trace = hashlib.sha256()
         self.adopts = self.rng.random() < 0.7
+        self.max_open = self.rng.choice([1, 2, 64])
         self.pools = self._draw_pools()
         self.nodes = [SimNode(f"node{i}") for i in range(self.rng.randint(2, 5))]
         self.bad_node = ""
@@ -158,7 +159,7 @@ class World:
             job = Job(job_id_of(film, builtin()), film, (builtin(),), text)
             write_job(self.store, job)
             plan = make_plan(film, job.models, numerics(self.pools), container="mp4", stills=False)
-            wish = Wish(job.id, "mp4", False, "farm", self.rng.choice([10, 50, 90]))
+            wish = Wish(job.id, "mp4", False, "farm", self.rng.choice([10, 50, 90]), by=self.rng.choice(["one", "two"]))
             self.wishes.append(wish)
             self.plans[wish.name], self.known_plans[wish.name] = plan, (job, plan)
         if not self.num_faults:

@@ -65,6 +65,7 @@ class Instance:
         self.control = Control(
             store, world.pools, SimHands(world, self), owner=Owner(self.name), farm="farm", io=self.io,
             now=world.loop.time, adopts=world.adopts, is_dead=world.is_known_dead, plan=world.plan_of,
+            max_open=world.max_open,
         )  # fmt: skip
 
     def harm(self, call: str, when: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
+from farm.admission import Waiting
 from farm.audit import faults_of_log
 from farm.errors import InputError, LeaseLost
 from farm.journal import (
@@ -20,7 +22,6 @@ from farm.journal import (
     new_orders,
     read_log,
     read_standing,
-    read_wishes,
     take_lease,
     write_order,
     write_wish,
@@ -139,7 +140,7 @@ def test_orders_wait_until_they_are_carried_out_and_revive_what_has_ended(store:
     second = write_order(store, "job", "priority", by="me", at=2.0, priority=90)
     assert [name for name, _ in new_orders(store, "job", set())] == [first, second]
     assert [told["priority"] for _, told in new_orders(store, "job", {first})] == [90]
-    assert read_wishes(store) == []
+    assert Waiting(store, time.time).look() == []
     write_order(store, "job", "requeue", by="me", at=3.0)
-    assert read_wishes(store) == [wish]
-    assert read_wishes(store, [wish.name]) == []
+    assert Waiting(store, time.time).look() == [wish]
+    assert Waiting(store, time.time).look([wish.name]) == []

@@ -1,0 +1,195 @@
+"""What the farm takes on: limits of one film, quotas of one key, and whose film comes next.
+
+Pure, but for `Waiting`, which reads the store's queue.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from .document import check, read_document
+from .errors import InputError, Problem
+from .film import Film
+from .journal import Wish
+from .store import Store
+from .storyboard import MAX_IMAGE_PX, Strict
+
+MIB = 2**20
+MAX_OPEN = 64  # films that one controller renders at once; the others wait in the store
+READ_AGAIN_S = 60.0  # a wish's priority may have been changed
+Count = Annotated[int, Field(ge=1)]
+
+
+class Limits(Strict):
+    """What one request and one key may ask of a server. A file of `farm serve --limits` sets some of them."""
+
+    max_body_bytes: Count = 64 * MIB
+    max_storyboard_bytes: Count = 2 * MIB
+    max_image_bytes: Count = 20 * MIB
+    max_image_px: Annotated[int, Field(ge=1, le=MAX_IMAGE_PX)] = MAX_IMAGE_PX
+    max_images: Count = 64
+    max_shots: Count = 500
+    max_frames: Count = 100_000
+    """Frames that the model makes for one film."""
+    max_side_px: Count = 2048
+    """The longer side of what the model makes."""
+    max_delivered_px: Count = 4096
+    """The longer side of what is delivered."""
+    max_steps: Count = 200
+    max_prompt_bytes: Count = 8000
+    image_urls: bool = False
+    """Whether pictures may be fetched from https addresses."""
+    max_queued_s: Annotated[float, Field(gt=0)] = 4 * 3600.0
+    """Seconds of film of one key that have not ended."""
+    max_films: Count = 1000
+    """Films of one key that have not ended."""
+    requests_per_s: Annotated[float, Field(gt=0)] = 50.0
+    """Of one key, at each of the server's replicas."""
+    gpu_hours_per_day: Annotated[float, Field(gt=0)] | None = None
+    """Of one key, by the ledger; days are those of UTC."""
+    keep_days: Annotated[float, Field(gt=0)] = 30.0
+    """How long a finished video can be had by /v1/videos."""
+
+
+def load_limits(path: Path) -> Limits:
+    """Raises:
+    InputError: the file cannot be read; every fault with its line.
+    """
+    try:
+        document = read_document(path.read_bytes(), file=str(path))
+    except OSError as e:
+        raise InputError(Problem(f"the limits file cannot be read: {e.strerror}", file=str(path))) from None
+    limits, problems = check(Limits, document.data, document, ())
+    problems = [*document.problems, *problems]
+    if problems or limits is None:
+        raise InputError(*problems)
+    return limits
+
+
+def over_limits(film: Film, limits: Limits) -> list[Problem]:
+    """What is too much about one film."""
+    shots = (*film.shots, *film.unseen)
+    frames = sum(max((c.first_frame + c.kept for c in s.chunks), default=0) for s in shots)
+    prompts = [prompt for s in shots for _, prompt in s.prompts]
+    found = []
+
+    def most(key: str, what: str, limit: float, got: float) -> None:
+        if got > limit:
+            found.append(Problem(f"{what} must be at most {limit:g} on this server, got {got:g}", key))
+
+    most("shots", "the number of shots", limits.max_shots, len(shots))
+    most("shots", "all frames together", limits.max_frames, frames)
+    most("size", "the longer side in px", limits.max_side_px, max(film.width_px, film.height_px))
+    most("output.scale", "the longer delivered side in px", limits.max_delivered_px, max(film.delivered_px))
+    most("steps", "steps", limits.max_steps, max(s.steps for s in shots))
+    longest = max((len(p.encode()) for p in prompts), default=0)
+    most("shots", "a prompt with its style, in bytes,", limits.max_prompt_bytes, longest)
+    return found
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one key has at the moment."""
+
+    queued_s: float
+    num_films: int
+    gpu_hours_today: float = 0.0
+
+
+def over_quota(usage: Usage, seconds: float, limits: Limits) -> str:
+    """Why a key may not submit so many seconds of film now; empty where it may."""
+    if usage.num_films + 1 > limits.max_films:
+        return f"a key may have {limits.max_films} films that have not ended, and this one has {usage.num_films}"
+    if usage.queued_s + seconds > limits.max_queued_s:
+        told = f"and this one has {usage.queued_s:g} s and asks for {seconds:g} s more"
+        return f"a key may have {limits.max_queued_s:g} s of film that have not ended, {told}"
+    most = limits.gpu_hours_per_day
+    if most is not None and usage.gpu_hours_today >= most:
+        return f"a key may use {most:g} GPU hours a day, and this one has used {usage.gpu_hours_today:.2f}"
+    return ""
+
+
+class Bucket:
+    """A token bucket: `rate` requests a second in the long run, twice as many at once."""
+
+    def __init__(self, rate: float, now: float) -> None:
+        self.rate, self.level, self.at = rate, 2 * rate, now
+
+    def take(self, now: float) -> float:
+        """Seconds to wait before this request is allowed: 0 where it is, which then counts."""
+        self.level = min(2 * self.rate, self.level + (now - self.at) * self.rate)
+        self.at = now
+        if self.level >= 1:
+            self.level -= 1
+            return 0.0
+        return (1 - self.level) / self.rate
+
+
+# -- whose film comes next
+
+
+def in_turn(waiting: Iterable[Wish], open_by: Mapping[str, int]) -> Iterator[Wish]:
+    """All that wait, in the order in which they are taken on.
+
+    The highest priority first; among equals that of whoever has the fewest open, so that a key with thousands of films
+    holds up nobody; then the oldest.
+
+    Args:
+        open_by: how many films of each key are open now.
+    """
+    have = Counter(open_by)
+    rows = sorted(waiting, key=lambda w: (-w.priority, w.at, w.name))
+    for _, equals in groupby(rows, key=lambda w: w.priority):
+        of: dict[str, deque[Wish]] = {}
+        for wish in equals:
+            of.setdefault(wish.by, deque()).append(wish)
+        heap = [(have[by], queue[0].at, queue[0].name, by) for by, queue in of.items()]
+        heapq.heapify(heap)
+        while heap:
+            by = heapq.heappop(heap)[-1]
+            have[by] += 1
+            yield of[by].popleft()
+            if of[by]:
+                heapq.heappush(heap, (have[by], of[by][0].at, of[by][0].name, by))
+
+
+class Waiting:
+    """The queue of a store, as one controller knows it. What has been read is kept: it may be thousands."""
+
+    def __init__(self, store: Store, now: Callable[[], float]) -> None:
+        self.store, self.now = store, now
+        self.known: dict[str, tuple[Wish, float]] = {}
+
+    def look(self, skip: Container[str] = ()) -> list[Wish]:
+        """What waits now, but for these names."""
+        names = [n.removesuffix(".json") for n in self.store.names("queue") if n.endswith(".json")]
+        now, before = self.now(), self.known
+        self.known = {n: before[n] for n in names if n in before}
+        wishes = []
+        for name in names:
+            if name in skip:
+                continue
+            if name not in before or now - before[name][1] > READ_AGAIN_S:
+                try:
+                    self.known[name] = (Wish(**self.store.record(f"queue/{name}.json")), now)
+                except (FileNotFoundError, TypeError, ValueError):  # fulfilled meanwhile, or of another version
+                    self.known.pop(name, None)
+                    continue
+            wishes.append(self.known[name][0])
+        return wishes
+
+
+def usage_of(rows: Iterable[Mapping[str, Any]]) -> Usage:
+    """Args:
+    rows: a key's films that have not ended, with `seconds`.
+    """
+    seconds = [float(row["seconds"]) for row in rows]
+    return Usage(sum(seconds), len(seconds))
