@@ -32,6 +32,7 @@ from farm.store import Store
 from farm.storyboard import json_schema
 from farm.why import reasons, summary, write_plan
 
+from . import serve
 from .answer import Answer
 from .commands import add_commands
 from .deliver import Target, deliver, read_target
@@ -120,6 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("job", metavar="JOB")
     report.add_argument("--store", type=given, metavar="URI")
     add_commands(command)
+    serve.add_commands(command)
     doctor = command("doctor", run_doctor, "check this machine, and what the pools ask for")
     doctor.add_argument("--pools", type=given_path, metavar="FILE")
     return parser

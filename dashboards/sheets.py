@@ -18,6 +18,15 @@ def contact_sheet(clip: bytes, *, num_frames: int = SHEET_FRAMES, height_px: int
     return sheet_of(clip, [round(i * (total - 1) / max(1, num_frames - 1)) for i in range(num_frames)], height_px)
 
 
+def first_frame(clip: bytes) -> bytes:
+    """The first frame at its own size, as a JPEG."""
+    with av.open(io.BytesIO(clip), "r") as container:
+        picture = Image.fromarray(next(container.decode(video=0)).to_ndarray(format="rgb24"))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
 def sheet_of(clip: bytes, wanted: Sequence[int], height_px: int = SHEET_HEIGHT_PX) -> bytes:
     """The frames with these numbers, those beyond the clip's end left out; at least one must be there."""
     kept = {}

@@ -67,10 +67,11 @@ def load_limits(path: Path) -> Limits:
         document = read_document(path.read_bytes(), file=str(path))
     except OSError as e:
         raise InputError(Problem(f"the limits file cannot be read: {e.strerror}", file=str(path))) from None
-    limits, problems = check(Limits, document.data, document, ())
+    found, problems = check(Limits, document.data, document, ())
     problems = [*document.problems, *problems]
-    if problems or limits is None:
+    if problems or found is None:
         raise InputError(*problems)
+    limits: Limits = found
     return limits
 
 

@@ -20,7 +20,10 @@ from .ledger import read_ledger, stats_of
 from .states import ENDED
 from .store import Store, StoredFile, sidecar_path
 
-AREAS = ("artifacts", "frames", "checkpoints", "films", "jobs", "ledger", "damaged", "queue", "last")
+AREAS = (
+    "artifacts", "frames", "checkpoints", "films", "jobs", "ledger", "damaged", "queue", "last",
+    "submissions", "requests", "keys", "audit",
+)  # fmt: skip
 YOUNG_S = 3600.0  # half-written files younger than this may be somebody's who writes now
 
 

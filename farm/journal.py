@@ -73,6 +73,7 @@ class Standing:
     forgiven: set[str] = field(default_factory=set)  # attempts that count no more
     paused_by_farm: bool = False  # it goes on by itself
     priority: int | None = None
+    at: float = 0.0  # when its state was written
 
     def read(self, record: Record) -> None:
         """Take in the next record."""
@@ -83,7 +84,7 @@ class Standing:
         elif kind == "release":
             self.owner = None
         elif kind == "state":
-            self.state, self.reason = record["state"], record["reason"]
+            self.state, self.reason, self.at = record["state"], record["reason"], record["at"]
             if record["event"] in ("submit", "requeue"):
                 self.run_fence = record["fence"]
         if record.get("order"):  # carried out by this record, whatever it is

@@ -77,6 +77,7 @@ class Rendering:
         slots = list(slots)
         return {
             "status": self.status or state, "reason": reason, "errors": list(self.errors), "film": self.film,
+            "progress": min(1.0, self._cost_now(slots) / self.cost),
             "to_run": len(self.to_run), "shots": len(self.clips), "shots_done": self.num_shots_done,
             "done": len(self.done), "run": len(self.done) - self.num_not_needed, "not_needed": self.num_not_needed,
             "retried": self.num_retried, "stage_s": dict(self.stage_s), "left_s": left,
@@ -84,6 +85,14 @@ class Rendering:
             "starting": [s.name for s in slots if not s.node], "previews": dict(self.previews),
             "first_step_at": self.first_step_at,
         }  # fmt: skip
+
+    def _cost_now(self, slots: Iterable[Slot]) -> float:
+        """Of what is done, with the steps of what runs."""
+        running = [s for s in slots if s.busy in self.plan.tasks and s.status and s.status.task == s.busy]
+        parts = [
+            self.plan.tasks[str(s.busy)].cost * s.status.step / max(1, s.status.num_steps) for s in running if s.status
+        ]
+        return self.cost_done + sum(parts)
 
     def _running(self, slot: Slot, task: Task) -> dict[str, Any]:
         seen = slot.status if slot.status and slot.status.task == task.key else Status(task.key, 0, 1, b"")

@@ -259,6 +259,10 @@ class Store:
         """
         return bytes(self._do(lambda: self.fs.cat_file(self.full(path))))
 
+    def cat_part(self, path: str, first: int, end: int) -> bytes:
+        """The bytes of a file from `first` up to, and without, `end`."""
+        return bytes(self._do(lambda: self.fs.cat_file(self.full(path), start=first, end=end)))
+
     def names(self, folder: str) -> list[str]:
         """Names of what lies in a folder, sorted; none where it does not exist."""
         full = self.full(folder) if folder else self.root

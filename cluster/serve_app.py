@@ -1,0 +1,157 @@
+"""The farm behind Ray Serve: a FastAPI application whose replicas submit, read and stream, and never render.
+
+`farm serve` runs it on this machine or a cluster; `serve deploy cluster/serve.yaml` in production. Films are rendered
+by the farm's controller and its pools. A replica holds nothing that another one lacks, so any of them may die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
+from farm.admission import Limits, load_limits
+from farm.checkpoint import find_checkpoint
+from farm.errors import InputError
+from farm.pools import load_pools, pools_as_json, pools_from_json
+from farm.store import Store
+
+from .films_api import router as films
+from .guard import Guard, error_response, tell_errors
+from .service import Service, View, farm_name
+from .videos_api import router as videos
+
+VIEW_TIMEOUT_S = 3.0
+VIEW_FRESH_S = 0.2  # many who look at one film ask its controller once
+MAX_ONGOING = 1000  # requests of a replica at once, event streams included
+APP_NAME = "longtake"
+DESCRIPTION = "Storyboards become films. Sizes in px, times in seconds since the epoch."
+
+
+def make_app(service: Service, *, is_ready: Any = None) -> FastAPI:
+    """The application around one service; also for tests, without Ray."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+
+    app = FastAPI(title="Longtake", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None,
+                  lifespan=lifespan)  # fmt: skip
+    app.state.service = service
+    tell_errors(app)
+
+    @app.get("/healthz", tags=["server"])
+    async def health() -> dict[str, str]:
+        """This replica answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["server"], responses={503: {"description": "the store cannot be read"}})
+    async def ready() -> JSONResponse:
+        """The store can be read."""
+        try:
+            await asyncio.to_thread(service.store.check)
+        except (InputError, OSError) as e:
+            return error_response(503, f"the store cannot be read: {type(e).__name__}")
+        return JSONResponse({"status": "ok"})
+
+    app.include_router(films)
+    app.include_router(videos)
+    app.add_middleware(Guard, service=service)
+    return app
+
+
+def view_of(farm: str, uri: str, pools: dict[str, Any]) -> View:
+    """The controller's view of a film. One that is gone is started again, and finds its films in the store."""
+    import ray
+
+    from actors.controller import start_controller
+
+    seen: dict[str, tuple[float, dict[str, Any] | None]] = {}
+    handle: list[Any] = []
+
+    async def view(name: str) -> dict[str, Any] | None:
+        now = time.monotonic()
+        if name in seen and now - seen[name][0] < VIEW_FRESH_S:
+            return seen[name][1]
+        told: dict[str, Any] | None = None
+        try:
+            if not handle:
+                handle.append(await asyncio.to_thread(start_controller, farm, uri, pools, adopts=True))
+            told = await asyncio.wait_for(_answer(handle[0].view.remote(name)), VIEW_TIMEOUT_S)
+        except (TimeoutError, ray.exceptions.GetTimeoutError):
+            pass
+        except ray.exceptions.RayError:
+            handle.clear()
+        if len(seen) > 10_000:
+            seen.clear()
+        seen[name] = (now, told)
+        return told
+
+    return view
+
+
+async def _answer(ref: Any) -> dict[str, Any]:
+    found: dict[str, Any] = await ref
+    return found
+
+
+def app_from(options: Mapping[str, Any]) -> FastAPI:
+    """The application of one replica, from plain values.
+
+    Args:
+        options: `store`, `pools`, `models` (folders, hub ids or builtin), `names` (what callers call these, where that
+            is something else), `limits`, `is_open`.
+    """
+    store, pools = Store(options["store"]), pools_from_json(options["pools"])
+    farm, uri = farm_name(store, options["pools"])
+    places = zip(options.get("names") or options["models"], options["models"], strict=True)
+    models = {name: replace(find_checkpoint(place, beside=Path.cwd()), name=name) for name, place in places}
+    service = Service(
+        store, farm, pools, models, Limits(**options["limits"]), view_of(farm, uri, options["pools"]),
+        is_open=options["is_open"],
+    )  # fmt: skip
+    return make_app(service)
+
+
+def application(options: Mapping[str, Any], *, replicas: int = 2) -> Any:
+    """The Serve application."""
+    from ray import serve
+
+    told = dict(options)
+
+    def build() -> FastAPI:
+        return app_from(told)
+
+    deployment = serve.deployment(
+        serve.ingress(build)(), name="ingress", num_replicas=replicas, max_ongoing_requests=MAX_ONGOING,
+        max_queued_requests=MAX_ONGOING, graceful_shutdown_timeout_s=10.0, ray_actor_options={"num_cpus": 0},
+    )  # fmt: skip
+    return deployment.bind()
+
+
+def build(args: dict[str, Any]) -> Any:
+    """What `serve deploy` calls (`import_path: cluster.serve_app:build`).
+
+    Args:
+        args: `store`, a URI; `pools`, a file; `models`, names, folders or hub ids; `limits`, a file; `replicas`.
+    """
+    from .hardware import prepare_environment
+
+    prepare_environment()
+    uri = args.get("store") or os.environ.get("LONGTAKE_STORE")
+    if not uri or not args.get("pools"):
+        raise InputError("args must have store and pools: the URI of a store, and a file of pools")
+    Store(uri).create()
+    limits = load_limits(Path(args["limits"])) if args.get("limits") else Limits()
+    pools = pools_as_json(load_pools(Path(args["pools"])))
+    options = {"store": uri, "pools": pools, "models": args.get("models") or ["builtin"]}
+    options |= {"limits": limits.model_dump(), "is_open": False}
+    return application(options, replicas=int(args.get("replicas", 2)))

@@ -1,0 +1,424 @@
+"""The farm as a service sees it: films are submitted, read and changed here, whatever the door speaks.
+
+Submitting writes to the store and answers; the controller finds it there. So a server can die at any moment, there may
+be several, and none of them holds anything that another one lacks. Methods block, on the store; `live` alone awaits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from farm.access import Caller, Keyring, note_change
+from farm.admission import Bucket, Limits, Usage, over_limits, over_quota
+from farm.checkpoint import Checkpoint
+from farm.document import Document, Place, dotted, read_document, suggest
+from farm.errors import FarmError, InputError, Problem
+from farm.film import container_of, job_id_of
+from farm.gangs import check_gangs
+from farm.jobs import Job, read_job
+from farm.journal import Wish, read_attempts
+from farm.keys import hash_json
+from farm.ledger import read_ledger
+from farm.plan import Plan, make_plan, tasks_to_run
+from farm.pools import Pool, check_options, check_served, numerics
+from farm.resolve import resolve
+from farm.states import ENDED
+from farm.store import Store, artifact_path
+from farm.storyboard import parse_storyboard
+from farm.submission import Submission, Where, delete, give_order, keep, list_jobs, once, read_submission, where
+from farm.why import write_plan
+
+UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LEDGER_FRESH_S = 60.0
+ENDED_FRESH_S = 5.0  # a film that has ended may be revived by another server
+View = Callable[[str], Awaitable[dict[str, Any] | None]]  # the controller's view of a rendering, by its wish's name
+
+
+class NotFound(FarmError):
+    """There is no such film, or the caller may not know of it."""
+
+
+class Forbidden(FarmError):
+    """The caller's role does not allow it."""
+
+
+class TooMuch(FarmError):
+    """A quota is spent: try again later."""
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason, retry_after_s)
+        self.reason, self.retry_after_s = reason, retry_after_s
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A storyboard that has been read, checked and planned; nothing is written."""
+
+    job: Job
+    plan: Plan
+    files: dict[str, Path]
+    warnings: tuple[str, ...]
+    container: str
+    model: str  # as the storyboard names it
+
+
+@dataclass
+class Service:
+    """One server's view of one farm."""
+
+    store: Store
+    farm: str
+    pools: dict[str, Pool]
+    models: dict[str, Checkpoint]  # by the name that callers use
+    limits: Limits
+    view: View
+    is_open: bool = False  # bound to loopback: without any key everybody is the operator
+    now: Callable[[], float] = time.time
+    keyring: Keyring = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keyring = Keyring(self.store, self.now)
+        self.buckets: dict[str, Bucket] = {}
+        self.open_jobs: dict[str, dict[str, float]] = {}  # of each key: seconds of films that may not have ended
+        self.gpu_hours: tuple[float, dict[str, float]] = (float("-inf"), {})
+        self.lock = threading.Lock()
+        self.ended: dict[str, tuple[float, Where]] = {}
+        self.plan_of = lru_cache(maxsize=64)(self._plan_of)
+
+    # -- who asks
+
+    def pace(self, caller: Caller) -> None:
+        """Raises:
+        TooMuch: this key asks too often.
+        """
+        now = self.now()
+        bucket = self.buckets.setdefault(caller.name, Bucket(self.limits.requests_per_s, now))
+        if wait_s := bucket.take(now):
+            raise TooMuch(f"a key may ask {self.limits.requests_per_s:g} times a second", wait_s)
+
+    def find(self, job: str, caller: Caller) -> Submission:
+        """Raises:
+        NotFound: there is no such film, or it is another key's.
+        """
+        found = read_submission(self.store, job)
+        if found is None or not caller.may_see(found.by):
+            raise NotFound(f"there is no film {job!r}")
+        return found
+
+    def find_to_change(self, job: str, caller: Caller) -> Submission:
+        """Raises:
+        NotFound, Forbidden.
+        """
+        found = self.find(job, caller)
+        if not caller.may_change(found.by):
+            raise Forbidden(f"the role {caller.role} may not change films")
+        return found
+
+    # -- submitting
+
+    def prepare(self, raw: bytes, uploads: Mapping[str, Path], folder: Path) -> Prepared:
+        """Read, check and plan a storyboard.
+
+        Args:
+            uploads: pictures and LoRAs of the request, by the name that the storyboard uses; all in `folder`.
+        Raises:
+            InputError: with all faults; models and files must be known to this server or come with the request.
+        """
+        if len(raw) > self.limits.max_storyboard_bytes:
+            raise InputError(f"a storyboard must have at most {self.limits.max_storyboard_bytes} bytes, got {len(raw)}")
+        document = read_document(raw, file="storyboard")
+        if told := self._unknown_names(document, uploads):
+            raise InputError(*told)
+        draft = parse_storyboard(raw, file=str(folder / "storyboard"))
+        name = draft.top.model if draft.top else "builtin"
+        if name not in self.models:
+            raise InputError(Problem(f"model must be one of {', '.join(self.models)}, got {name!r}", "model"))
+        others = {n: self.models[n] for place, n in names_in(document.data) if place[-1] == "model"}
+        try:
+            resolved = resolve(draft, self.models[name], others=others)
+        except InputError as e:
+            raise InputError(*(replace(p, file="") for p in e.problems)) from None
+        film, models = resolved.film, resolved.models
+        if told := over_limits(film, self.limits):
+            raise InputError(*told)
+        container = container_of("", film.codec)
+        job = Job(job_id_of(film, *models), film, models, raw.decode("utf-8-sig"))
+        plan = make_plan(film, models, numerics(self.pools), container=container, stills=False)
+        check_options(self.pools, (m.card for m in models))
+        check_gangs(self.pools, plan, models)
+        check_served(self.pools, (task.stage for task in plan.tasks.values()))
+        return Prepared(job, plan, resolved.files, resolved.warnings, container, name)
+
+    def submit(
+        self, prepared: Prepared, caller: Caller, *, kind: str, priority: int = 50, key: str = "", webhook: str = "",
+        request: Mapping[str, Any] | None = None,
+    ) -> tuple[Submission, bool]:  # fmt: skip
+        """Queue a film; when this returns it is durable.
+
+        Args:
+            key: the caller's Idempotency-Key: the same request with the same one is the same film.
+        Returns:
+            The submission, and whether it is new.
+        Raises:
+            Forbidden: a viewer asks. TooMuch: a quota is spent. AlreadyUsed: of the Idempotency-Key.
+        """
+        if not caller.may_submit:
+            raise Forbidden(f"the role {caller.role} may not submit films")
+        content, told = prepared.job, dict(request or {})
+        digest = hash_json({"job": content.id, "kind": kind, "priority": priority, "webhook": webhook, "request": told})
+        name = hash_json({"job": content.id, "by": caller.name, "once": key or secrets.token_hex(16)})[:16]
+        if key:
+            name = once(self.store, caller.name, key, digest=digest, job=name)
+            if (found := read_submission(self.store, name)) and where(self.store, found).state in ENDED:
+                return found, False
+        film, at = content.film, self.now()
+        width, height = film.delivered_px
+        submission = Submission(
+            job=name, kind=kind, by=caller.name, at=at, title=film.title, model=prepared.model, width=width,
+            height=height, fps=film.output_fps, frames=film.num_delivered,
+            shots=tuple((s.id, s.num_frames, len(s.chunks)) for s in film.shots), container=prepared.container,
+            priority=priority, request=told, webhook=webhook, warnings=prepared.warnings,
+        )  # fmt: skip
+        with self._room_for(submission, caller):
+            job = replace(content, id=name)
+            write_plan(self.store, job, prepared.plan, variant=prepared.container)
+            wish = Wish(name, prepared.container, False, self.farm, priority, caller.name)
+            kept = keep(self.store, submission, job, prepared.files, wish)
+        note_change(self.store, at=at, by=caller.name, what="submit", job=name)
+        return kept, kept.at == at
+
+    def _room_for(self, submission: Submission, caller: Caller) -> Any:
+        """Take a film's seconds from its key's quota; they are given back where the context ends in an error."""
+        return _Reservation(self, submission, caller)
+
+    def usage(self, caller: Caller) -> Usage:
+        """What a key has that has not ended."""
+        mine = self.open_jobs.get(caller.name)
+        if mine is None:  # after a start: what the store says
+            mine = {}
+            for job in list_jobs(self.store, [caller.name]):
+                if (found := read_submission(self.store, job)) and where(self.store, found).state not in ENDED:
+                    mine[job] = found.seconds
+            self.open_jobs[caller.name] = mine
+        return Usage(sum(mine.values()), len(mine), self._gpu_hours_of(caller))
+
+    def _forget_ended(self, caller: Caller) -> None:
+        mine = self.open_jobs.get(caller.name, {})
+        for job in list(mine):
+            found = read_submission(self.store, job)
+            if found is None or where(self.store, found).state in ENDED:
+                mine.pop(job, None)
+
+    def _gpu_hours_of(self, caller: Caller) -> float:
+        """Of today, by the ledger; of films that have ended."""
+        if self.limits.gpu_hours_per_day is None:
+            return 0.0
+        if self.now() - self.gpu_hours[0] > LEDGER_FRESH_S:
+            told: dict[str, float] = {}
+            for row in read_ledger(self.store, since=time.strftime("%Y-%m-%d", time.gmtime(self.now()))):
+                owners = {s.by for job in row["jobs"] if (s := read_submission(self.store, str(job)))}
+                for owner in owners:
+                    told[owner] = told.get(owner, 0.0) + row["gpu_s"] / 3600 / len(owners)
+            self.gpu_hours = (self.now(), told)
+        return self.gpu_hours[1].get(caller.name, 0.0)
+
+    def _unknown_names(self, document: Document, uploads: Mapping[str, Path]) -> list[Problem]:
+        """Models that this server does not offer, and files that did not come with the request."""
+        found = []
+        for place, name in names_in(document.data):
+            is_model = place[-1] == "model"
+            if name in (self.models if is_model else uploads):
+                continue
+            if is_model:
+                must = f"be one of {', '.join(self.models)}"
+            else:
+                must = "name a file of this request" + (f": {', '.join(uploads)}" if uploads else ", which has none")
+            near = suggest(name, self.models if is_model else uploads)
+            found.append(document.problem(place, f"{dotted(place)} must {must}, got {name[:100]!r}{near}"))
+        return [replace(p, file="") for p in found]
+
+    # -- reading
+
+    def where(self, submission: Submission) -> Where:
+        """Where a film stands by the store; what has ended is remembered for a while."""
+        known = self.ended.get(submission.job)
+        if known and self.now() - known[0] < ENDED_FRESH_S:
+            return known[1]
+        told = where(self.store, submission)
+        if told.state in ENDED:
+            if len(self.ended) > 10_000:
+                self.ended.clear()
+            self.ended[submission.job] = (self.now(), told)
+        return told
+
+    def page(self, caller: Caller, *, kind: str, after: str, limit: int, newest_first: bool, state: str = "",
+             by: str = "") -> tuple[list[Submission], bool]:  # fmt: skip
+        """Films that a caller may see, and whether there are more."""
+        owners = [caller.name] if caller.role == "submitter" else ([by] if by else None)
+        if by and not caller.may_see(by):
+            return [], False
+        found: list[Submission] = []
+        for job in list_jobs(self.store, owners, after=after, newest_first=newest_first):
+            one = read_submission(self.store, job)
+            if one is None or (kind and one.kind != kind) or (state and self.where(one).state != state):
+                continue
+            if len(found) == limit:
+                return found, True
+            found.append(one)
+        return found, False
+
+    async def live(self, submission: Submission) -> dict[str, Any] | None:
+        """The controller's view of a film that it renders; None where it does not, or does not answer."""
+        return await self.view(f"{submission.job}.{submission.container}")
+
+    def _plan_of(self, job: str, container: str) -> Plan:
+        found = read_job(self.store, job)
+        return make_plan(found.film, found.models, numerics(self.pools), container=container, stills=False)
+
+    def tasks(self, submission: Submission) -> list[dict[str, Any]]:
+        """Every task of a film with its attempts."""
+        plan = self.plan_of(submission.job, submission.container)
+        missing = tasks_to_run(plan.tasks, plan.targets, self.store.has)
+        tries: dict[str, list[dict[str, Any]]] = {}
+        for a in read_attempts(self.store, submission.job):
+            tries.setdefault(a.task, []).append(
+                {"outcome": a.outcome, "cause": a.cause, "reason": a.reason, "pool": a.pool, "replica": a.replica,
+                 "started_at": a.started_at, "ended_at": a.ended_at, "run_s": a.run_s, "gpu_s": a.gpu_s}
+            )  # fmt: skip
+        return [
+            {"key": k, "stage": t.stage, "label": t.label, "is_done": k not in missing, "attempts": tries.get(k, [])}
+            for k, t in plan.tasks.items()
+        ]
+
+    def clip(self, submission: Submission, shot: str = "") -> str | None:
+        """Where the film, or one of its shots, lies in the store; None while it is not there. A shot's clip is there
+        before the film is."""
+        if not shot:
+            path = f"films/{submission.job}/film.{submission.container}"
+            return path if path.rsplit("/", 1)[1] in self.store.names(f"films/{submission.job}") else None
+        plan = self.plan_of(submission.job, submission.container)
+        key = next((s.clip for s in plan.shots if s.id == shot), None)
+        if key is None:
+            raise NotFound(f"film {submission.job!r} has no shot {shot!r}")
+        task = plan.tasks[key]
+        return artifact_path(task) if self.store.has(task) else None
+
+    def estimate(self, prepared: Prepared) -> dict[str, Any]:
+        """What a film would take, by what tasks like its own have taken: the mean of the ledger's last days by stage
+        and model. GPU-seconds and cost are None where some stage has never run here."""
+        missing = tasks_to_run(prepared.plan.tasks, prepared.plan.targets, self.store.has)
+        names = {m.place: m.name for m in prepared.job.models}
+        since = time.strftime("%Y-%m-%d", time.gmtime(self.now() - 7 * 86_400))
+        sums: dict[tuple[str, str], list[float]] = {}
+        for row in read_ledger(self.store, since=since):
+            if row["outcome"] == "succeeded":
+                seconds = row["ended_at"] - row["started_at"]
+                cost = seconds / 3600 * row["price_per_hour"]
+                seen = sums.setdefault((row["stage"], row["model"]), [0.0, 0.0, 0.0, 0.0])
+                for i, value in enumerate((1.0, seconds, row["gpu_s"], cost)):
+                    seen[i] += value
+        stages: dict[str, dict[str, Any]] = {}
+        for key in missing:
+            task = prepared.plan.tasks[key]
+            n, *told = sums.get((task.stage, names.get(task.model, "")), [0.0, 0.0, 0.0, 0.0])
+            one = stages.setdefault(task.stage, {"tasks": 0, "replica_s": 0.0, "gpu_s": 0.0, "cost": 0.0})
+            one["tasks"] += 1
+            for name, value in zip(("replica_s", "gpu_s", "cost"), told, strict=True):
+                one[name] = one[name] + value / n if n and one[name] is not None else None
+        total = {
+            name: None if any(s[name] is None for s in stages.values()) else sum(s[name] for s in stages.values())
+            for name in ("replica_s", "gpu_s", "cost")
+        }  # fmt: skip
+        return {"tasks": len(prepared.plan.tasks), "to_run": len(missing), "stages": stages, **total}
+
+    # -- changing
+
+    def order(
+        self, job: str, caller: Caller, order: str, *, priority: int | None = None, everything: bool = False
+    ) -> Submission:  # fmt: skip
+        """Raises:
+        NotFound, Forbidden.
+        """
+        found = self.find_to_change(job, caller)
+        at = self.now()
+        give_order(
+            self.store, found, order, by=caller.name, at=at, farm=self.farm, priority=priority, everything=everything
+        )
+        self.ended.pop(job, None)
+        note_change(self.store, at=at, by=caller.name, what=order, job=job)
+        return found
+
+    def delete(self, job: str, caller: Caller) -> Submission:
+        """Cancel a film that has not ended, and take it from the lists.
+
+        Raises:
+            NotFound, Forbidden.
+        """
+        found = self.find_to_change(job, caller)
+        at = self.now()
+        if where(self.store, found).state not in ENDED:
+            give_order(self.store, found, "cancel", by=caller.name, at=at, farm=self.farm)
+        delete(self.store, found, at=at)
+        self.open_jobs.get(found.by, {}).pop(job, None)
+        note_change(self.store, at=at, by=caller.name, what="delete", job=job)
+        return found
+
+
+class _Reservation:
+    """See `Service._room_for`."""
+
+    def __init__(self, service: Service, submission: Submission, caller: Caller) -> None:
+        self.service, self.submission, self.caller = service, submission, caller
+
+    def __enter__(self) -> None:
+        s, one, limits = self.service, self.submission, self.service.limits
+        with s.lock:
+            told = over_quota(s.usage(self.caller), one.seconds, limits)
+            if told:  # look again before refusing: films may have ended
+                s._forget_ended(self.caller)
+                told = over_quota(s.usage(self.caller), one.seconds, limits)
+            if told:
+                raise TooMuch(told, 10.0)
+            s.open_jobs[self.caller.name][one.job] = one.seconds
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            with self.service.lock:
+                self.service.open_jobs[self.caller.name].pop(self.submission.job, None)
+
+
+def names_in(data: Any) -> Iterator[tuple[Place, str]]:
+    """Everything in a storyboard that names a model or a file, with its place; faults of the schema are passed over."""
+    top = data if isinstance(data, dict) else {}
+    raw = top.get("shots")
+    shots = [(("shots", i), s) for i, s in enumerate(raw if isinstance(raw, list) else []) if isinstance(s, dict)]
+    for at, one in [((), top), *shots]:
+        place: Place = at
+        continuity = one.get("continuity")
+        found: list[tuple[Place, Any]] = [((*place, key), one.get(key)) for key in ("model", "image", "last_image")]
+        if isinstance(continuity, dict):
+            found.append(((*place, "continuity", "model"), continuity.get("model")))
+        for key, inner in (("references", None), ("keyframes", "image"), ("loras", "path")):
+            items = one.get(key)
+            for i, item in enumerate(items if isinstance(items, list) else []):
+                if inner is None:
+                    found.append(((*place, key, i), item))
+                elif isinstance(item, dict):
+                    found.append(((*place, key, i, inner), item.get(inner)))
+        yield from ((where_, value) for where_, value in found if isinstance(value, str))
+
+
+def farm_name(store: Store, pools: Mapping[str, Any]) -> tuple[str, str]:
+    """The name of the farm that serves a store with these pools (as JSON), and the store's URI for other processes."""
+    uri = str(Path(store.root).absolute()) if store.is_local else store.uri
+    told = hashlib.sha256(f"{uri}\n{hash_json(dict(pools))}".encode()).hexdigest()
+    return f"controller-{told[:16]}", uri

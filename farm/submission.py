@@ -1,0 +1,167 @@
+"""A film that came in over the service: who asked for it, and how it is found again.
+
+Everything is an object in the store, so any number of servers may answer. What a caller is told is durable: the job
+first, then its place in the queue, then its line in the list, which alone is what callers look through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import FarmError
+from .jobs import Job, write_job
+from .journal import Wish, drop_wish, new_orders, read_standing, write_order, write_wish
+from .states import ENDED
+from .store import Store
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What stays as it was submitted. Sizes are those delivered; `request` is what a video was asked for with."""
+
+    job: str
+    kind: str  # film | video
+    by: str  # the key's name
+    at: float
+    title: str
+    model: str
+    width: int
+    height: int
+    fps: float
+    frames: int
+    shots: tuple[tuple[str, int, int], ...]  # id, frames of the model, chunks
+    container: str
+    priority: int = 50
+    request: Mapping[str, Any] = field(default_factory=dict)
+    webhook: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.fps
+
+    @property
+    def list_path(self) -> str:
+        return f"submissions/{self.by}/{int(self.at * 1000):015d}-{self.job}.json"
+
+
+class AlreadyUsed(FarmError):
+    """An Idempotency-Key came again with another request."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a submitted film stands, by the store alone."""
+
+    state: str
+    reason: str
+    priority: int
+    ended_at: float | None = None
+
+
+def once(store: Store, by: str, key: str, *, digest: str, job: str) -> str:
+    """Give a key of a caller's to one request: the job that has it, this one's or that of an earlier call.
+
+    Raises:
+        AlreadyUsed: it came with another request before.
+    """
+    path = f"requests/{hashlib.sha256(json.dumps([by, key]).encode()).hexdigest()}.json"
+    if store.put_record(path, {"digest": digest, "job": job}):
+        return job
+    found = store.record(path)
+    if found["digest"] != digest:
+        raise AlreadyUsed(f"Idempotency-Key {key!r} must come with the request that it came with first")
+    return str(found["job"])
+
+
+def keep(store: Store, submission: Submission, job: Job, files: Mapping[str, Path], wish: Wish) -> Submission:
+    """Make a submission durable; returns it as it was kept first, where it comes again."""
+    path = f"jobs/{job.id}/submission.json"
+    write_job(store, job, files)
+    if not store.put_record(path, asdict(submission)):
+        submission = _from_json(store.record(path))
+        if where(store, submission).state in ENDED:
+            return submission
+    write_wish(store, replace(wish, at=submission.at))
+    store.put_record(submission.list_path, {})
+    return submission
+
+
+def read_submission(store: Store, job: str) -> Submission | None:
+    """None where there is none: never submitted, or deleted."""
+    if not job.isalnum() or len(job) > 64:
+        return None
+    try:
+        found = _from_json(store.record(f"jobs/{job}/submission.json"))
+    except FileNotFoundError:
+        return None
+    return None if "deleted.json" in store.names(f"jobs/{job}") else found
+
+
+def _from_json(data: Mapping[str, Any]) -> Submission:
+    tuples = {"shots": tuple(tuple(s) for s in data["shots"]), "warnings": tuple(data["warnings"])}
+    return Submission(**{**data, **tuples})
+
+
+def where(store: Store, submission: Submission) -> Where:
+    """Where a film stands by its journal, and by the orders that nobody has carried out yet."""
+    standing = read_standing(store, submission.job)
+    priority = submission.priority if standing.priority is None else standing.priority
+    if standing.state is not None:
+        return Where(standing.state, standing.reason, priority, standing.at if standing.state in ENDED else None)
+    state, reason, ended_at = "queued", "", None
+    for _, order in new_orders(store, submission.job, set()):
+        kind = order["order"]
+        if kind == "cancel":
+            state, reason, ended_at = "canceled", f"canceled by order of {order['by']}", order["at"]
+        elif kind in ("requeue", "resume"):
+            state, reason, ended_at = "queued", "", None
+        elif kind == "pause" and state == "queued":
+            state, reason = "paused", f"paused by order of {order['by']}"
+        elif kind == "priority":
+            priority = order["priority"]
+    return Where(state, reason, priority, ended_at)
+
+
+def give_order(
+    store: Store, submission: Submission, order: str, *, by: str, at: float, farm: str, priority: int | None = None,
+    everything: bool = False,
+) -> None:  # fmt: skip
+    """Ask for something to be done about a film. One that nobody has begun leaves the queue when it is canceled, and
+    changes its place there with its priority."""
+    write_order(store, submission.job, order, by=by, at=at, priority=priority, everything=everything)
+    if read_standing(store, submission.job).state is not None:
+        return
+    place = submission.priority if priority is None else priority
+    wish = Wish(submission.job, submission.container, False, farm, place, submission.by, submission.at)
+    if order == "cancel":
+        drop_wish(store, wish)
+    elif order == "priority" and f"{wish.name}.json" in store.names("queue"):
+        write_wish(store, wish)
+
+
+def delete(store: Store, submission: Submission, *, at: float) -> None:
+    """Take a film from the lists. What it was made of stays for others, until `farm store gc`."""
+    store.put_record(f"jobs/{submission.job}/deleted.json", {"at": at})
+    store.remove(submission.list_path)
+
+
+def list_jobs(
+    store: Store, owners: Iterable[str] | None, *, after: str = "", newest_first: bool = True
+) -> Iterable[str]:  # fmt: skip
+    """Jobs in the order in which they were submitted.
+
+    Args:
+        owners: whose; everybody's where None.
+        after: begin behind this job; with the first where it is not listed.
+    """
+    people = store.names("submissions") if owners is None else owners
+    rows = [sorted(store.names(f"submissions/{name}"), reverse=newest_first) for name in people]
+    jobs = [row.removesuffix(".json").partition("-")[2] for row in heapq.merge(*rows, reverse=newest_first)]
+    return jobs[jobs.index(after) + 1 :] if after in jobs else jobs
