@@ -7,7 +7,6 @@ error; `--json` prints one object as the last line of standard output, also on f
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import signal
@@ -37,7 +36,8 @@ from .answer import Answer
 from .commands import add_commands
 from .deliver import Target, deliver, read_target
 from .hardware import Connection, this_machine
-from .order import Order, in_pools_file, look_again, open_store, read_order, with_requeued
+from .order import Order, farm_name, in_pools_file, look_again, open_store, read_order, with_requeued
+from .stopping import StopRequest
 from .tables import model_rows, model_table, plan_table
 
 NEWS_S = 0.5  # how long one question to the controller waits for news
@@ -252,8 +252,7 @@ def drive(order: Order, stop: StopRequest, connection: Connection, *, stale: Hel
     from .progress import show_progress
 
     pools = pools_as_json(order.pools)
-    uri = str(Path(order.store.root).absolute()) if order.store.is_local else order.store.uri
-    name = "controller-" + hashlib.sha256(json.dumps([uri, pools], sort_keys=True).encode()).hexdigest()[:16]
+    name, uri = farm_name(order.store, pools)
     wish = Wish(order.job.id, order.container, bool(order.plan.stills), farm=name)
     controller = start_controller(name, uri, pools, adopts=not connection.is_local)
     lost_at: float | None = None  # when the controller stopped answering
@@ -327,24 +326,6 @@ def follow(order: Order, held: Held, stop: StopRequest | None = None) -> Held | 
             told = f"{standing.state}: {standing.reason}"
             print(f"farm: job {order.job.id} is {told}", file=sys.stderr)
     return None
-
-
-class StopRequest:
-    """Remembers, for the time of the block, Ctrl-C or SIGTERM; the second one ends it at once."""
-
-    def __enter__(self) -> StopRequest:
-        self.asked = False
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 def draw_report(store: Store, job: str) -> str:

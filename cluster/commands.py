@@ -5,22 +5,31 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import os
 import platform
 import re
+import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from farm.errors import InputError, Problem
-from farm.journal import look_at_lease, read_attempts, read_log, write_order
+from farm.errors import InputError, Problem, RenderError
+from farm.jobs import write_job
+from farm.journal import Wish, look_at_lease, read_attempts, read_log, read_standing, write_order, write_wish
+from farm.pools import pools_as_json
+from farm.states import ENDED
 from farm.store import Store
+from farm.why import write_plan
 
 from .answer import Answer
-from .order import open_store
+from .deliver import Target
+from .order import farm_name, open_store, read_order
 
 AGE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 DEFAULT_AGE = "30d"
+WAIT_LOOK_S = 1.0  # between looks at a job that is waited for
 
 
 def add_commands(command: Any) -> None:
@@ -32,20 +41,37 @@ def add_commands(command: Any) -> None:
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         return sub
 
-    stored("list", run_list, "list the jobs of a store")
-    stored("show", run_show, "show what has happened to a job").add_argument("job", metavar="JOB")
+    def reached(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = stored(name, run, text)
+        sub.add_argument("--url", metavar="URL", help="ask this server instead (default: $LONGTAKE_URL; $LONGTAKE_KEY)")
+        return sub
+
+    reached("list", run_list, "list the jobs of a store")
+    reached("show", run_show, "show what has happened to a job").add_argument("job", metavar="JOB")
+    submit = reached("submit", run_submit, "hand a storyboard to a farm that serves a store, and do not wait")
+    submit.add_argument("storyboard", type=Path, metavar="STORYBOARD")
+    submit.add_argument("--priority", type=int, default=50, metavar="N", help="0 to 100; default: 50")
+    submit.add_argument("--pools", type=Path, metavar="FILE", help="with --store: the pools of the farm that serves it")
+    submit.add_argument("--model", help="with --store: render with this model instead")
+    wait = reached("wait", run_wait, "wait until a job has ended; exit code 0 where it is completed, else 3")
+    wait.add_argument("job", metavar="JOB")
+    wait.add_argument("--timeout-s", type=float, default=None, metavar="S", help="give up after so many seconds")
+    download = reached("download", run_download, "fetch a finished film, or a finished shot of it")
+    download.add_argument("job", metavar="JOB")
+    download.add_argument("--shot", default="", metavar="ID", help="its clip, which is there before the film is")
+    download.add_argument("--out", type=Path, required=True, metavar="FILE")
     for name, text in (
         ("pause", "hand out no more of a job's tasks; what runs stops between two steps and keeps its state"),
         ("resume", "go on with a paused job"),
         ("cancel", "end a job; what is finished stays"),
         ("requeue", "give a job's failed tasks another chance"),
     ):
-        sub = stored(name, run_order, text)
+        sub = reached(name, run_order, text)
         sub.set_defaults(order=name, priority=None, all=False)
         sub.add_argument("job", metavar="JOB")
         if name == "requeue":
             sub.add_argument("--all", action="store_true", help="run everything again, also what is finished")
-    priority = stored("priority", run_order, "say which job goes first: 0 to 100, 50 by default")
+    priority = reached("priority", run_order, "say which job goes first: 0 to 100, 50 by default")
     priority.set_defaults(order="priority", all=False)
     priority.add_argument("job", metavar="JOB")
     priority.add_argument("priority", type=int, metavar="N")
@@ -76,9 +102,12 @@ def _told(args: argparse.Namespace, data: dict[str, Any], lines: list[str]) -> i
 
 def run_order(args: argparse.Namespace, answer: Answer) -> int:
     """Write an order for whoever drives the job."""
+    _check_priority(args.priority)
+    if client := _server(args):
+        with client:
+            film = client.order(args.job, args.order, priority=args.priority, everything=args.all)
+        return _told(args, film.model_dump(), [f"{args.order} {args.job}: it is {film.status}"])
     store = _opened(args)
-    if args.priority is not None and not 0 <= args.priority <= 100:
-        raise InputError(Problem(f"the priority must be from 0 to 100, got {args.priority}", "priority"))
     by = f"{getpass.getuser()}@{platform.node()}"
     name = write_order(
         store, args.job, args.order, by=by, at=time.time(), priority=args.priority, everything=args.all
@@ -94,13 +123,26 @@ def run_order(args: argparse.Namespace, answer: Answer) -> int:
 def run_list(args: argparse.Namespace, answer: Answer) -> int:
     from farm.housekeeping import list_jobs
 
-    rows = list_jobs(_opened(args))
+    if client := _server(args):
+        with client:
+            films = [film.model_dump() for film in client.list()]
+        rows = [{"job": f["id"], **{k: f[k] for k in ("status", "priority", "title", "reason", "by")}} for f in films]
+    else:
+        rows = list_jobs(_opened(args))
     lines = [f"{'job':<16} {'status':<10} {'priority':>8}  title"]
     lines += [f"{r['job']:<16} {r['status']:<10} {r['priority']:>8}  {r['title']}" for r in rows]
     return _told(args, {"jobs": rows}, lines)
 
 
 def run_show(args: argparse.Namespace, answer: Answer) -> int:
+    if client := _server(args):
+        with client:
+            film, tasks = client.show(args.job), client.tasks(args.job).data
+        rows = [(t, a) for t in tasks for a in t.attempts if a.outcome != "succeeded"]
+        lines = [f"{film.title}: {film.status} {film.progress:.0%} {film.reason}".rstrip(), ""]
+        lines += [f"{t.stage:<11} {t.label:<24} {a.outcome:<12} on {a.replica}: {a.reason[:120]}" for t, a in rows]
+        lines.append(f"{sum(t.is_done for t in tasks)} of {len(tasks)} tasks are done, {len(rows)} attempts in vain")
+        return _told(args, {**film.model_dump(), "tasks": [t.model_dump() for t in tasks]}, lines)
     store = _opened(args)
     records, attempts = read_log(store, args.job), read_attempts(store, args.job)
     if not records:
@@ -117,6 +159,97 @@ def run_show(args: argparse.Namespace, answer: Answer) -> int:
             lines.append(f"{a.stage:<11} {a.label:<24} {a.outcome:<12} {a.cause:<7} on {a.replica}: {a.reason[:120]}")
     lines.append(f"{len(attempts)} attempts, {sum(a.outcome != 'succeeded' for a in attempts)} without success")
     return _told(args, {"job": args.job, "log": records, "attempts": [asdict(a) for a in attempts]}, lines)
+
+
+def run_submit(args: argparse.Namespace, answer: Answer) -> int:
+    """Over HTTP, or into a store, where a farm that serves it with the same pools finds it."""
+    _check_priority(args.priority)
+    if client := _server(args):
+        with client:
+            film = client.submit(args.storyboard, priority=args.priority)
+        for warning in film.warnings:
+            print(f"farm: warning: {warning}", file=sys.stderr)
+        return _told(args, film.model_dump(), [film.id])
+    job = submit_to_store(args)
+    return _told(args, {"job": job}, [job])
+
+
+def submit_to_store(args: argparse.Namespace) -> str:
+    """Returns the job's id.
+
+    Raises:
+        InputError: as `farm plan`.
+    """
+    args.only, args.draft = None, False
+    order = read_order(args, Answer(as_json=False), target=Target())
+    for warning in order.warnings:
+        print(f"farm: warning: {warning}", file=sys.stderr)
+    order.store.create()
+    write_job(order.store, order.job, order.files)
+    write_plan(order.store, order.job, order.plan, variant=order.container)
+    farm, _ = farm_name(order.store, pools_as_json(order.pools))
+    write_wish(order.store, Wish(order.job.id, order.container, False, farm, args.priority, "", time.time()))
+    return order.job.id
+
+
+def run_wait(args: argparse.Namespace, answer: Answer) -> int:
+    client, told = _server(args), ""
+    end = None if args.timeout_s is None else time.monotonic() + args.timeout_s
+    store = None if client else _opened(args)
+    while True:
+        if client:
+            film = client.show(args.job)
+            status, reason = str(film.status), film.reason
+        else:
+            assert store is not None
+            standing = read_standing(store, args.job)
+            status, reason = standing.state or "queued", standing.reason
+        if f"{status}: {reason}" != told:
+            told = f"{status}: {reason}"
+            print(f"farm: {args.job} is {status}{': ' if reason else ''}{reason}", file=sys.stderr)
+        if status in ENDED:
+            if client:
+                client.http.close()
+            _told(args, {"job": args.job, "status": status, "reason": reason}, [status])
+            return 0 if status == "completed" else 3
+        if end is not None and time.monotonic() > end:
+            raise RenderError(f"job {args.job} is {status} after {args.timeout_s:g} s")
+        time.sleep(WAIT_LOOK_S)
+
+
+def run_download(args: argparse.Namespace, answer: Answer) -> int:
+    if not args.out.absolute().parent.is_dir():
+        raise InputError(Problem(f"--out must lie in a folder that exists, got {args.out}", "--out"))
+    if client := _server(args):
+        with client:
+            client.download(args.job, args.out, shot=args.shot)
+    else:
+        store = _opened(args)
+        folder, name = (f"films/{args.job}/shots", args.shot) if args.shot else (f"films/{args.job}", "film")
+        found = next((n for n in store.names(folder) if n.rsplit(".", 1)[0] == name), None)
+        if found is None:
+            raise InputError(f"there is no finished {name} of job {args.job!r} in the store {store.uri}")
+        part = args.out.with_name(f".{args.out.name}.part")
+        part.write_bytes(store.cat(f"{folder}/{found}"))
+        part.replace(args.out)
+    return _told(args, {"job": args.job, "film": str(args.out)}, [str(args.out)])
+
+
+def _check_priority(priority: int | None) -> None:
+    if priority is not None and not 0 <= priority <= 100:
+        raise InputError(Problem(f"the priority must be from 0 to 100, got {priority}", "priority"))
+
+
+def _server(args: argparse.Namespace) -> Any:
+    """The server that was named; None where a store is meant. HTTP is imported only then."""
+    if args.url and args.store:
+        raise InputError(Problem("one of --url and --store must be given, not both", "--url"))
+    url = args.url or (None if args.store else os.environ.get("LONGTAKE_URL"))
+    if not url:
+        return None
+    from .client import Client
+
+    return Client(url, os.environ.get("LONGTAKE_KEY"))
 
 
 # -- the ledger and the store

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, Field
 
 from farm.access import Caller
 from farm.errors import InputError
@@ -21,6 +20,22 @@ from farm.submission import Submission, Where
 from .incoming import Incoming, incoming
 from .media import TYPES, send_file
 from .service import Forbidden, NotFound, Prepared, Service
+from .shapes import (
+    ErrorAnswer,
+    EstimateAnswer,
+    FilmAnswer,
+    FilmList,
+    ModelAnswer,
+    ModelList,
+    PoolAnswer,
+    PoolList,
+    PriorityOrder,
+    RequeueOrder,
+    RunningAnswer,
+    ShotAnswer,
+    TaskAnswer,
+    TaskList,
+)
 
 YAML_KINDS = ("application/yaml", "application/x-yaml", "text/yaml")
 KINDS = (*YAML_KINDS, "application/json", "multipart/form-data")
@@ -52,26 +67,6 @@ STORYBOARD_BODY: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Told(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Fault(BaseModel):
-    key: str
-    line: int | None
-    message: str
-
-
-class ErrorAnswer(BaseModel):
-    """What every error looks like."""
-
-    error: Told
-    errors: list[Fault]
-
-
 Answers = dict[int | str, dict[str, Any]]
 
 
@@ -79,148 +74,6 @@ def errors(*statuses: int, also: Answers | None = None) -> Answers:
     """What a route may answer besides its result; some hold for all."""
     found: Answers = {s: {"model": ErrorAnswer} for s in (400, 401, 403, 405, 413, 429, 503, *statuses)}
     return (also or {}) | found
-
-
-class ShotAnswer(BaseModel):
-    id: str
-    frames: int = Field(description="frames of the model that are kept")
-    chunks: int
-    clip: str = Field(description="where its clip is, once it is finished; before the film is")
-
-
-class RunningAnswer(BaseModel):
-    stage: str
-    label: str
-    pool: str
-    replica: str
-    step: int
-    num_steps: int
-
-
-class FilmAnswer(BaseModel):
-    """A film as it stands."""
-
-    id: str
-    object: Literal["film"] = "film"
-    title: str
-    model: str
-    status: Literal["queued", "active", "pausing", "paused", "canceling", "completed", "failed", "canceled"]
-    reason: str = Field(description="why it has this status")
-    progress: float = Field(ge=0, le=1)
-    left_s: float | None = Field(description="seconds left at the pace so far")
-    priority: int
-    by: str
-    created_at: float
-    ended_at: float | None
-    width: int
-    height: int
-    fps: float
-    frames: int
-    seconds: float
-    shots: list[ShotAnswer]
-    to_run: int | None = Field(description="tasks that are to run; unknown while it waits")
-    done: int | None
-    retried: int | None
-    running: list[RunningAnswer]
-    previews: list[str]
-    errors: list[str]
-    warnings: list[str]
-    film: str | None
-
-
-class FilmList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[FilmAnswer]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
-class AttemptAnswer(BaseModel):
-    outcome: str
-    cause: str
-    reason: str
-    pool: str
-    replica: str
-    started_at: float
-    ended_at: float
-    run_s: float
-    gpu_s: float
-
-
-class TaskAnswer(BaseModel):
-    key: str
-    stage: str
-    label: str
-    is_done: bool
-    attempts: list[AttemptAnswer]
-
-
-class TaskList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[TaskAnswer]
-
-
-class StageEstimate(BaseModel):
-    tasks: int
-    replica_s: float | None
-    gpu_s: float | None
-    cost: float | None
-
-
-class EstimateAnswer(BaseModel):
-    """By what tasks of the same stage and model have taken here; none where there were none."""
-
-    tasks: int
-    to_run: int
-    stages: dict[str, StageEstimate]
-    replica_s: float | None
-    gpu_s: float | None
-    cost: float | None
-    warnings: list[str]
-
-
-class PriorityOrder(BaseModel):
-    model_config = {"extra": "forbid", "json_schema_extra": {"example": {"priority": 80}}}
-    priority: int = Field(ge=0, le=100)
-
-
-class RequeueOrder(BaseModel):
-    model_config = {"extra": "forbid"}
-    everything: bool = Field(default=False, description="also what is finished")
-
-
-class PoolAnswer(BaseModel):
-    name: str
-    stages: list[str]
-    ranks: int
-    cpus: float
-    gpus: float
-    accelerator: str | None
-    min_replicas: int
-    max_replicas: int
-
-
-class PoolList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[PoolAnswer]
-
-
-class ModelAnswer(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-    family: str
-    modes: list[str]
-    size: str
-    fps: float
-    steps: int
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelAnswer]
 
 
 Job = Annotated[str, Path(pattern=r"^[0-9a-f]{16}$", description="the film's id")]

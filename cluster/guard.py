@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farm.access import LOCAL, Caller
@@ -148,8 +149,12 @@ def unreachable(error: Exception) -> JSONResponse:
     return error_response(503, told, headers={"Retry-After": "5"})
 
 
-def tell_errors(app: FastAPI) -> None:
-    """Turn the farm's errors, and those of FastAPI, into answers."""
+def tell_errors(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Turn the farm's errors, and those of FastAPI, into answers.
+
+    Args:
+        routes: all that there are; a wrong method is answered with those that one of them has.
+    """
 
     def handle(kind: type[Exception], make: Any) -> None:
         async def handler(request: Request, error: Exception) -> JSONResponse:
@@ -174,10 +179,16 @@ def tell_errors(app: FastAPI) -> None:
     handle(TooMuch, too_much)
     handle(StoreError, unreachable)
     handle(OSError, unreachable)
-    handle(
-        HTTPException,
-        lambda e: error_response(e.status_code, str(e.detail), headers=dict(e.headers or {})),
-    )
+
+    async def of_http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # starlette names the methods of one route of several on this path
+            paths = [r for r in routes if isinstance(r, Route) and r.matches(request.scope)[0] == Match.PARTIAL]
+            headers["Allow"] = ", ".join(sorted({m for r in paths for m in r.methods or ()}))
+        return error_response(error.status_code, str(error.detail), headers=headers)
+
+    app.add_exception_handler(HTTPException, of_http)
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:

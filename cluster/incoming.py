@@ -84,11 +84,14 @@ def _keep(field_name: str, upload: UploadFile, made: Incoming, limits: Limits) -
         made.raw = upload.file.read(limits.max_storyboard_bytes + 1)
         return
     if not UPLOAD_NAME.fullmatch(name):
-        told = "must be 1 to 100 letters, digits, dots, - and _, beginning with a letter or digit"
+        told = (
+            "must be made of letters, digits, dots, - and _, in folders made of the same, each beginning with a letter"
+        )
         raise InputError(Problem(f"a file's name {told}, got {name[:100]!r}", field_name))
     if name in made.files or name == "storyboard":
         raise InputError(Problem(f"a file's name must be there once, got {name!r} twice", field_name))
     path = made.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
     is_lora = name.endswith(".safetensors")
     most = limits.max_body_bytes if is_lora else limits.max_image_bytes
     with path.open("xb") as out:

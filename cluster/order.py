@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from farm.checkpoint import Checkpoint, find_checkpoint
 from farm.document import Place, read_document
@@ -145,3 +148,9 @@ def _made_pools(*, on_cluster: bool) -> dict[str, Pool]:
 
     nodes = cluster_nodes()
     return default_pools(num_cpus=int(max(n.cpus for n in nodes)), num_gpus=int(sum(n.gpus for n in nodes)))
+
+
+def farm_name(store: Store, pools: Mapping[str, Any]) -> tuple[str, str]:
+    """The name of the farm that serves a store with these pools (as JSON), and the store's URI for other processes."""
+    uri = str(Path(store.root).absolute()) if store.is_local else store.uri
+    return "controller-" + hashlib.sha256(json.dumps([uri, pools], sort_keys=True).encode()).hexdigest()[:16], uri

@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import sys
-import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -20,8 +19,10 @@ from farm.pools import cannot_fit, default_pools, lacking_packages, load_pools, 
 
 from .answer import Answer
 from .hardware import Connection, num_cpus, num_gpus, this_machine
-from .order import in_pools_file, open_store
+from .order import farm_name, in_pools_file, open_store
+from .stopping import StopRequest
 
+LOOK_S = 0.2
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -103,10 +104,8 @@ def _serve(args: argparse.Namespace, connection: Connection, options: dict[str, 
     from actors.controller import start_controller
 
     from .serve_app import APP_NAME, application
-    from .service import farm_name
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    stop = threading.Event()
     farm, uri = farm_name(open_store(options["store"]), options["pools"])
     controller = start_controller(farm, uri, options["pools"], adopts=True)
     try:
@@ -121,9 +120,9 @@ def _serve(args: argparse.Namespace, connection: Connection, options: dict[str, 
             raise RenderError(f"the server could not be started on {args.host}:{args.port}: {reason}") from e
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(f"farm: serving http://{host}:{args.port} (store {uri})", file=sys.stderr, flush=True)
-        while not stop.wait(3600):
-            pass
-    except KeyboardInterrupt:
+        with StopRequest() as stop:
+            while not stop.asked:
+                time.sleep(LOOK_S)
         print("farm: stopping; films that have not ended go on with the next start", file=sys.stderr)
         return 130
     finally:
@@ -132,4 +131,3 @@ def _serve(args: argparse.Namespace, connection: Connection, options: dict[str, 
         if connection.is_local:
             with suppress(ray.exceptions.RayError):
                 ray.get(controller.close.remote(), timeout=10)
-    return 0

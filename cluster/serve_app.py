@@ -26,7 +26,8 @@ from farm.store import Store
 
 from .films_api import router as films
 from .guard import Guard, error_response, tell_errors
-from .service import Service, View, farm_name
+from .order import farm_name
+from .service import Service, View
 from .videos_api import router as videos
 
 VIEW_TIMEOUT_S = 3.0
@@ -46,7 +47,6 @@ def make_app(service: Service, *, is_ready: Any = None) -> FastAPI:
     app = FastAPI(title="Longtake", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None,
                   lifespan=lifespan)  # fmt: skip
     app.state.service = service
-    tell_errors(app)
 
     @app.get("/healthz", tags=["server"])
     async def health() -> dict[str, str]:
@@ -62,6 +62,7 @@ def make_app(service: Service, *, is_ready: Any = None) -> FastAPI:
             return error_response(503, f"the store cannot be read: {type(e).__name__}")
         return JSONResponse({"status": "ok"})
 
+    tell_errors(app, [*app.routes, *films.routes, *videos.routes])
     app.include_router(films)
     app.include_router(videos)
     app.add_middleware(Guard, service=service)

@@ -6,7 +6,6 @@ be several, and none of them holds anything that another one lacks. Methods bloc
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 import threading
@@ -37,7 +36,7 @@ from farm.storyboard import parse_storyboard
 from farm.submission import Submission, Where, delete, give_order, keep, list_jobs, once, read_submission, where
 from farm.why import write_plan
 
-UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,4}")  # no dots alone
 LEDGER_FRESH_S = 60.0
 ENDED_FRESH_S = 5.0  # a film that has ended may be revived by another server
 View = Callable[[str], Awaitable[dict[str, Any] | None]]  # the controller's view of a rendering, by its wish's name
@@ -415,10 +414,3 @@ def names_in(data: Any) -> Iterator[tuple[Place, str]]:
                 elif isinstance(item, dict):
                     found.append(((*place, key, i, inner), item.get(inner)))
         yield from ((where_, value) for where_, value in found if isinstance(value, str))
-
-
-def farm_name(store: Store, pools: Mapping[str, Any]) -> tuple[str, str]:
-    """The name of the farm that serves a store with these pools (as JSON), and the store's URI for other processes."""
-    uri = str(Path(store.root).absolute()) if store.is_local else store.uri
-    told = hashlib.sha256(f"{uri}\n{hash_json(dict(pools))}".encode()).hexdigest()
-    return f"controller-{told[:16]}", uri

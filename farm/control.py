@@ -199,6 +199,7 @@ class Control:
         if is_new and not standing.is_open:
             waiting = await self.io(new_orders, self.store, wish.job, standing.orders)
             requeues = {name: bool(told["everything"]) for name, told in waiting if told["order"] == "requeue"}
+            revive = revive or standing.state is None  # submitted to the store alone
             if not requeues and not revive:  # its end was written, and what comes after it was not
                 return await self._leave(lead, wish)
         job, plan, missing = await self.io(self.plan, self.store, self.pools, wish)

@@ -1,0 +1,170 @@
+"""The service as its users meet it: `farm serve` with the built-in model, asked by OpenAI's own client and by ours."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import httpx2
+import openai
+import pytest
+from farm_process import farm
+from PIL import Image
+from serving import Server, serving
+
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+BOARD = """\
+title: Two shots
+size: 64x48
+fps: 8
+steps: 8
+shots:
+  - {id: one, prompt: a red ball rolls over grass, frames: 17}
+  - {id: two, prompt: a blue cube spins over sand, frames: 9}
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("serve")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def api(server: Server) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+def frames_of(data: bytes) -> int:
+    with av.open(io.BytesIO(data)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.mark.timeout(600)
+def test_the_openai_client_makes_a_video(server: Server) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        video = client.videos.create_and_poll(
+            prompt="a red ball rolls over grass", model="builtin", seconds="2", size="64x48", poll_interval_ms=200,
+            extra_body={"seed": 3, "num_inference_steps": 8},
+        )  # type: ignore[arg-type]  # sizes and lengths of the hosted models are typed  # fmt: skip
+        assert (video.status, video.progress, video.model, video.size, video.seconds) == (
+            "completed", 100, "builtin", "64x48", "2",
+        ), video.error  # fmt: skip
+        assert video.completed_at and video.expires_at and video.created_at <= video.completed_at < video.expires_at
+        assert client.videos.retrieve(video.id) == video
+        assert [v.id for v in client.videos.list(limit=5)] == [video.id]
+        data = client.videos.download_content(video.id).read()
+        assert frames_of(data) == 16
+        picture = Image.open(io.BytesIO(client.videos.download_content(video.id, variant="thumbnail").read()))
+        assert (picture.format, picture.size) == ("JPEG", (64, 48))
+        sheet = Image.open(io.BytesIO(client.videos.download_content(video.id, variant="spritesheet").read()))
+        assert sheet.size[0] > 10 * 128
+        remixed = client.videos.remix(video.id, prompt="a blue cube spins over sand")
+        assert remixed.remixed_from_video_id == video.id
+        assert client.videos.delete(remixed.id).deleted
+        with pytest.raises(openai.NotFoundError):
+            client.videos.retrieve(remixed.id)
+        with pytest.raises(openai.BadRequestError, match="model must be one of builtin"):
+            client.videos.create(prompt="a ball", model="sora-2")
+
+
+@pytest.mark.timeout(600)
+def test_a_picture_begins_a_video(server: Server) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), "green").save(buffer, "PNG")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        video = client.videos.create_and_poll(
+            prompt="a red ball rolls over grass", input_reference=("hill.png", buffer.getvalue(), "image/png"),
+            size="64x48", poll_interval_ms=200, extra_body={"num_frames": 17, "num_inference_steps": 8},
+        )  # type: ignore[arg-type]  # as above  # fmt: skip
+        assert video.status == "completed", video.error
+        first = Image.open(io.BytesIO(client.videos.download_content(video.id, variant="thumbnail").read()))
+        red, green, blue = first.resize((1, 1)).getpixel((0, 0))  # type: ignore[misc]  # three numbers
+        assert green > red + 20 and green > blue + 20
+
+
+@pytest.mark.timeout(600)
+def test_a_film_tells_of_itself_until_it_ends(server: Server, api: httpx2.Client) -> None:
+    made = api.post("/v1/films", content=BOARD, headers={"content-type": "application/yaml"})
+    assert made.status_code == 201, made.text
+    job = made.json()["id"]
+    with api.stream("GET", f"/v1/films/{job}/events", params={"timeout_s": 300}, timeout=320) as stream:
+        told = "".join(stream.iter_text())
+    assert told.count("event: end") == 1 and '"status": "completed"' in told
+    assert [word in told for word in ('"queued"', '"active"', '"completed"')] == [True] * 3
+    film = api.get(f"/v1/films/{job}").json()
+    assert (film["status"], film["progress"], film["frames"]) == ("completed", 1.0, 26)
+    whole = api.get(film["film"]).content
+    assert frames_of(whole) == 26
+    assert api.get(film["film"], headers={"range": "bytes=10-19"}).content == whole[10:20]
+    assert [frames_of(api.get(s["clip"]).content) for s in film["shots"]] == [17, 9]
+    tasks = api.get(f"/v1/films/{job}/tasks").json()["data"]
+    assert all(t["is_done"] for t in tasks)
+    assert all(a["outcome"] == "succeeded" for t in tasks for a in t["attempts"])
+    assert any(t["attempts"] for t in tasks)
+    other, kind = BOARD.replace("red", "green"), {"content-type": "application/yaml"}
+    estimate = api.post("/v1/films/estimate", content=other, headers=kind).json()
+    assert estimate["to_run"] > 0 and estimate["replica_s"] > 0
+
+
+@pytest.mark.timeout(600)
+def test_a_film_is_paused_resumed_and_canceled(server: Server, api: httpx2.Client) -> None:
+    board = BOARD.replace("steps: 8", "steps: 200").replace("frames: 17", "frames: 45")
+    job = api.post("/v1/films", content=board, headers={"content-type": "application/yaml"}).json()["id"]
+
+    def until(*states: str) -> dict[str, object]:
+        with api.stream("GET", f"/v1/films/{job}/events", params={"timeout_s": 240}, timeout=260) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data: ") and any(f'"status":"{s}"' in line.replace(" ", "") for s in states):
+                    return dict(api.get(f"/v1/films/{job}").json())
+        raise AssertionError(f"it never was {states}")
+
+    until("active")
+    assert api.post(f"/v1/films/{job}/pause").status_code == 202
+    until("paused")
+    assert api.post(f"/v1/films/{job}/resume").status_code == 202
+    until("active")
+    assert api.post(f"/v1/films/{job}/cancel").status_code == 202
+    assert until("canceled")["status"] == "canceled"
+
+
+@pytest.mark.timeout(600)
+def test_the_command_line_goes_through_the_server(server: Server, tmp_path: Path) -> None:
+    board = tmp_path / "board.yaml"
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (64, 48), "green").save(tmp_path / "pictures" / "hill.png")
+    board.write_text(BOARD.replace("frames: 9", "frames: 9, image: pictures/hill.png"))
+    there = {"LONGTAKE_URL": server.url}
+    done = farm("submit", board, "--json", **there)
+    assert done.code == 0, done.told
+    job = done.answer["id"]
+    assert farm("wait", job, "--timeout-s", "200", **there).code == 0
+    shown = farm("show", job, "--json", **there).answer
+    assert (shown["status"], all(t["is_done"] for t in shown["tasks"])) == ("completed", True)
+    assert job in [row["job"] for row in farm("list", "--json", "--url", server.url).answer["jobs"]]
+    assert farm("download", job, "--out", tmp_path / "film.mp4", **there).code == 0
+    assert frames_of((tmp_path / "film.mp4").read_bytes()) == 26
+    assert farm("download", job, "--shot", "two", "--out", tmp_path / "two.mp4", **there).code == 0
+    assert frames_of((tmp_path / "two.mp4").read_bytes()) == 9
+    board.write_text(board.read_text().replace("title: Two", "titel: Two"))
+    refused = farm("submit", board, **there)
+    assert refused.code == 2
+    assert f"{board}:1: " in refused.told and "titel" in refused.told
+    direct = farm("submit", board.with_name("board2.yaml"), "--store", server.store)
+    assert (direct.code, "cannot be read" in direct.told) == (2, True)
+    board.with_name("board2.yaml").write_text(BOARD.replace("Two shots", "Straight into the store"))
+    where = ("--store", server.store, "--pools", server.store.parent / "pools.yaml")
+    direct = farm("submit", board.with_name("board2.yaml"), *where, "--json")
+    assert farm("wait", direct.answer["job"], "--store", server.store, "--timeout-s", "200").code == 0
+    again = farm("download", direct.answer["job"], "--store", server.store, "--out", tmp_path / "direct.mp4")
+    assert again.code == 0 and frames_of((tmp_path / "direct.mp4").read_bytes()) == 26
+
+
+def test_what_no_server_may_start_with(tmp_path: Path) -> None:
+    done = farm("serve", "--host", "0.0.0.0", "--store", tmp_path / "store")
+    assert done.code == 2
+    assert "--host must be 127.0.0.1 while there is no key" in done.told
+    assert not (tmp_path / "store").exists()
