@@ -60,21 +60,18 @@ class Client:
 
     # -- films
 
-    def submit(
-        self, storyboard: Path, *, priority: int = 50, key: str = "", webhook: str = ""
-    ) -> FilmAnswer:  # fmt: skip
+    def submit(self, storyboard: Path, *, priority: int = 50, key: str = "") -> FilmAnswer:
         """Send a storyboard with the files that it names.
 
         Args:
             key: Idempotency-Key; drawn where it is not given.
         """
         headers = {"idempotency-key": key or secrets.token_hex(16)}
-        params = {"priority": str(priority)} | ({"webhook": webhook} if webhook else {})
-        answer = self._send_board(storyboard, "/v1/films", params=params, headers=headers)
+        answer = self._send_board(storyboard, "/v1/films", params={"priority": str(priority)}, headers=headers)
         return FilmAnswer.model_validate(answer.json())
 
     def estimate(self, storyboard: Path) -> EstimateAnswer:
-        return EstimateAnswer.model_validate(self._send_board(storyboard, "/v1/films/estimate").json())
+        return EstimateAnswer.model_validate(self._send_board(storyboard, "/v1/estimates").json())
 
     def show(self, job: str) -> FilmAnswer:
         return FilmAnswer.model_validate(self._ask("GET", f"/v1/films/{job}").json())

@@ -19,7 +19,7 @@ from farm.submission import Submission, Where
 
 from .incoming import Incoming, incoming
 from .media import TYPES, send_file
-from .service import Forbidden, NotFound, Prepared, Service
+from .service import Forbidden, NotFound, NotReady, Prepared, Service
 from .shapes import (
     ErrorAnswer,
     EstimateAnswer,
@@ -83,15 +83,13 @@ Once = Annotated[
     str, Header(alias="Idempotency-Key", max_length=200, pattern=r"^[\x20-\x7e]*$",
                 description="the same request with the same key is one film")
 ]  # fmt: skip
-Webhook = Annotated[
-    str, Query(max_length=2000, pattern=r"^(https://\S+)?$", description="is told when the film ends, signed; https")
-]
 
 VIDEO: dict[str, Any] = {kind: {} for kind in TYPES.values()}
 MEDIA: Answers = {
     200: {"content": VIDEO, "description": "the film"},
     206: {"content": VIDEO, "description": "the part of it that Range asks for"},
 }
+SENT = errors(404, 409, 416, also=MEDIA)
 AGAIN: Answers = {200: {"model": FilmAnswer, "description": "it was submitted before"}}
 PREVIEW: Answers = {200: {"content": {"image/png": {}}, "description": "a small picture"}}
 EVENTS: Answers = {200: {"content": {"text/event-stream": {}}, "description": "events"}}
@@ -146,9 +144,7 @@ async def _prepared(service: Service, made: Incoming) -> Prepared:
 
 @router.post("/v1/films", status_code=201, response_model=FilmAnswer, openapi_extra=STORYBOARD_BODY,
              responses=errors(409, 415, also=AGAIN))  # fmt: skip
-async def submit_film(
-    request: Request, priority: Priority = 50, webhook: Webhook = "", idempotency_key: Once = ""
-) -> Response:  # fmt: skip
+async def submit_film(request: Request, priority: Priority = 50, idempotency_key: Once = "") -> Response:
     """Submit a storyboard. When this answers, the film is durable: nothing that dies afterwards loses it."""
     service, caller = service_of(request), caller_of(request)
     if not caller.may_submit:
@@ -156,13 +152,13 @@ async def submit_film(
     async with incoming(request, service.limits, kinds=KINDS) as made:
         prepared = await _prepared(service, made)
         one, is_new = await asyncio.to_thread(
-            service.submit, prepared, caller, kind="film", priority=priority, key=idempotency_key, webhook=webhook
+            service.submit, prepared, caller, kind="film", priority=priority, key=idempotency_key
         )
     told = answer_of(one, Where("queued", "", one.priority), {}) if is_new else await film_answer(service, one)
     return JSONResponse(told.model_dump(), 201 if is_new else 200, {"Location": f"/v1/films/{one.job}"})
 
 
-@router.post("/v1/films/estimate", response_model=EstimateAnswer, openapi_extra=STORYBOARD_BODY,
+@router.post("/v1/estimates", response_model=EstimateAnswer, openapi_extra=STORYBOARD_BODY,
              responses=errors(415))  # fmt: skip
 async def estimate_film(request: Request) -> EstimateAnswer:
     """What a storyboard would take, before it is submitted. Writes nothing."""
@@ -209,13 +205,13 @@ async def show_tasks(request: Request, job: Job) -> TaskList:
     return TaskList(data=[TaskAnswer(**row) for row in rows])
 
 
-@router.get("/v1/films/{job}/content", response_class=Response, responses=errors(404, 416, also=MEDIA))
+@router.get("/v1/films/{job}/content", response_class=Response, responses=SENT)
 async def film_content(request: Request, job: Job) -> Response:
     """The finished film; with Range, a part of it."""
     return await _send(request, job, "")
 
 
-@router.get("/v1/films/{job}/shots/{shot}/content", response_class=Response, responses=errors(404, 416, also=MEDIA))
+@router.get("/v1/films/{job}/shots/{shot}/content", response_class=Response, responses=SENT)
 async def shot_content(request: Request, job: Job, shot: Shot) -> Response:
     """The clip of a finished shot, also while others are being made."""
     return await _send(request, job, shot)
@@ -225,7 +221,7 @@ async def _send(request: Request, job: str, shot: str) -> Response:
     service, one = service_of(request), await _found(request, job)
     path = await asyncio.to_thread(service.clip, one, shot)
     if path is None:
-        raise NotFound(f"film {job!r} is not finished" if not shot else f"shot {shot!r} of {job!r} is not finished")
+        raise NotReady(f"film {job!r} is not finished" if not shot else f"shot {shot!r} of {job!r} is not finished")
     name = f"{job}{'-' if shot else ''}{shot}.{path.rsplit('.', 1)[-1]}"
     return await send_file(request, service.store, path, name=name)
 

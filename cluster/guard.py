@@ -24,7 +24,7 @@ from farm.access import LOCAL, Caller
 from farm.errors import InputError, Problem, StoreError
 from farm.submission import AlreadyUsed
 
-from .service import Forbidden, NotFound, Service, TooMuch
+from .service import Forbidden, NotFound, NotReady, Service, TooMuch
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 OPEN_PATHS = {"/healthz", "/readyz", "/openapi.json"}  # what says nothing about films
@@ -174,6 +174,7 @@ def tell_errors(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     handle(InputError, of_input)
     handle(RequestValidationError, of_validation)
     handle(NotFound, lambda e: error_response(404, str(e), code="not_found"))
+    handle(NotReady, lambda e: error_response(409, str(e), code="not_ready"))
     handle(Forbidden, lambda e: error_response(403, str(e), code="forbidden"))
     handle(AlreadyUsed, lambda e: error_response(409, str(e), code="idempotency_key_reused"))
     handle(TooMuch, too_much)

@@ -1,16 +1,14 @@
 """The farm behind Ray Serve: a FastAPI application whose replicas submit, read and stream, and never render.
 
-`farm serve` runs it on this machine or a cluster; `serve deploy cluster/serve.yaml` in production. Films are rendered
-by the farm's controller and its pools. A replica holds nothing that another one lacks, so any of them may die.
+`farm serve` runs it on this machine or a cluster. Films are rendered by the farm's controller and its pools. A replica
+holds nothing that another one lacks, so any of them may die.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,10 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from farm.admission import Limits, load_limits
+from farm.admission import Limits
 from farm.checkpoint import find_checkpoint
 from farm.errors import InputError
-from farm.pools import load_pools, pools_as_json, pools_from_json
+from farm.pools import pools_from_json
 from farm.store import Store
 
 from .films_api import router as films
@@ -37,15 +35,10 @@ APP_NAME = "longtake"
 DESCRIPTION = "Storyboards become films. Sizes in px, times in seconds since the epoch."
 
 
-def make_app(service: Service, *, is_ready: Any = None) -> FastAPI:
+def make_app(service: Service) -> FastAPI:
     """The application around one service; also for tests, without Ray."""
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-
-    app = FastAPI(title="Longtake", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None,
-                  lifespan=lifespan)  # fmt: skip
+    app = FastAPI(title="Longtake", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.service = service
 
     @app.get("/healthz", tags=["server"])
@@ -66,6 +59,9 @@ def make_app(service: Service, *, is_ready: Any = None) -> FastAPI:
     app.include_router(films)
     app.include_router(videos)
     app.add_middleware(Guard, service=service)
+    told = app.openapi()
+    told["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    told["security"] = [{"key": []}, {}]  # none where the server is bound to loopback and has no keys
     return app
 
 
@@ -136,23 +132,3 @@ def application(options: Mapping[str, Any], *, replicas: int = 2) -> Any:
         max_queued_requests=MAX_ONGOING, graceful_shutdown_timeout_s=10.0, ray_actor_options={"num_cpus": 0},
     )  # fmt: skip
     return deployment.bind()
-
-
-def build(args: dict[str, Any]) -> Any:
-    """What `serve deploy` calls (`import_path: cluster.serve_app:build`).
-
-    Args:
-        args: `store`, a URI; `pools`, a file; `models`, names, folders or hub ids; `limits`, a file; `replicas`.
-    """
-    from .hardware import prepare_environment
-
-    prepare_environment()
-    uri = args.get("store") or os.environ.get("LONGTAKE_STORE")
-    if not uri or not args.get("pools"):
-        raise InputError("args must have store and pools: the URI of a store, and a file of pools")
-    Store(uri).create()
-    limits = load_limits(Path(args["limits"])) if args.get("limits") else Limits()
-    pools = pools_as_json(load_pools(Path(args["pools"])))
-    options = {"store": uri, "pools": pools, "models": args.get("models") or ["builtin"]}
-    options |= {"limits": limits.model_dump(), "is_open": False}
-    return application(options, replicas=int(args.get("replicas", 2)))

@@ -46,6 +46,10 @@ class NotFound(FarmError):
     """There is no such film, or the caller may not know of it."""
 
 
+class NotReady(FarmError):
+    """What is asked for has not been made yet."""
+
+
 class Forbidden(FarmError):
     """The caller's role does not allow it."""
 
@@ -158,7 +162,7 @@ class Service:
         return Prepared(job, plan, resolved.files, resolved.warnings, container, name)
 
     def submit(
-        self, prepared: Prepared, caller: Caller, *, kind: str, priority: int = 50, key: str = "", webhook: str = "",
+        self, prepared: Prepared, caller: Caller, *, kind: str, priority: int = 50, key: str = "",
         request: Mapping[str, Any] | None = None,
     ) -> tuple[Submission, bool]:  # fmt: skip
         """Queue a film; when this returns it is durable.
@@ -173,7 +177,7 @@ class Service:
         if not caller.may_submit:
             raise Forbidden(f"the role {caller.role} may not submit films")
         content, told = prepared.job, dict(request or {})
-        digest = hash_json({"job": content.id, "kind": kind, "priority": priority, "webhook": webhook, "request": told})
+        digest = hash_json({"job": content.id, "kind": kind, "priority": priority, "request": told})
         name = hash_json({"job": content.id, "by": caller.name, "once": key or secrets.token_hex(16)})[:16]
         if key:
             name = once(self.store, caller.name, key, digest=digest, job=name)
@@ -185,7 +189,7 @@ class Service:
             job=name, kind=kind, by=caller.name, at=at, title=film.title, model=prepared.model, width=width,
             height=height, fps=film.output_fps, frames=film.num_delivered,
             shots=tuple((s.id, s.num_frames, len(s.chunks)) for s in film.shots), container=prepared.container,
-            priority=priority, request=told, webhook=webhook, warnings=prepared.warnings,
+            priority=priority, request=told, warnings=prepared.warnings,
         )  # fmt: skip
         with self._room_for(submission, caller):
             job = replace(content, id=name)

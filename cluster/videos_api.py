@@ -24,7 +24,7 @@ from farm.submission import Submission, Where
 from .films_api import Once, caller_of, errors, service_of
 from .incoming import Incoming, check_picture, copied, fields_of, incoming
 from .media import picture_of, send_file
-from .service import Forbidden, NotFound, Service
+from .service import Forbidden, NotFound, NotReady, Service
 
 STATUS = {  # a client that asks until the end knows four words; one for each state of ours
     "queued": "queued", "paused": "queued", "pausing": "in_progress", "active": "in_progress",
@@ -103,7 +103,7 @@ BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/VideoRequest"}},
+            "application/json": {"schema": VideoRequest.model_json_schema()},
             "multipart/form-data": {
                 "schema": {
                     "type": "object", "required": ["prompt"],
@@ -260,7 +260,7 @@ async def show_video(request: Request, video: VideoId) -> VideoAnswer:
     return await video_answer(service_of(request), await _found(request, video))
 
 
-@router.get("/{video}/content", response_class=Response, responses=errors(404, 416, also={
+@router.get("/{video}/content", response_class=Response, responses=errors(404, 409, 416, also={
     200: {"content": {"video/mp4": {}, "image/jpeg": {}}, "description": "the video, or a picture of it"},
     206: {"content": {"video/mp4": {}}, "description": "the part that Range asks for"},
 }))  # fmt: skip
@@ -270,7 +270,7 @@ async def video_content(request: Request, video: VideoId, variant: Variant = "vi
     path = await asyncio.to_thread(service.clip, one)
     told = await asyncio.to_thread(service.where, one)
     if path is None or told.state != "completed":
-        raise NotFound(f"video {video!r} is not completed")
+        raise NotReady(f"video {video!r} is not completed")
     if told.ended_at is not None and service.now() > _expires_at(service, told.ended_at):
         raise NotFound(f"video {video!r} has expired")
     if variant == "video":

@@ -39,7 +39,6 @@ class Submission:
     container: str
     priority: int = 50
     request: Mapping[str, Any] = field(default_factory=dict)
-    webhook: str = ""
     warnings: tuple[str, ...] = ()
 
     @property

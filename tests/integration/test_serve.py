@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,7 +109,7 @@ def test_a_film_tells_of_itself_until_it_ends(server: Server, api: httpx2.Client
     assert all(a["outcome"] == "succeeded" for t in tasks for a in t["attempts"])
     assert any(t["attempts"] for t in tasks)
     other, kind = BOARD.replace("red", "green"), {"content-type": "application/yaml"}
-    estimate = api.post("/v1/films/estimate", content=other, headers=kind).json()
+    estimate = api.post("/v1/estimates", content=other, headers=kind).json()
     assert estimate["to_run"] > 0 and estimate["replica_s"] > 0
 
 
@@ -161,6 +164,23 @@ def test_the_command_line_goes_through_the_server(server: Server, tmp_path: Path
     assert farm("wait", direct.answer["job"], "--store", server.store, "--timeout-s", "200").code == 0
     again = farm("download", direct.answer["job"], "--store", server.store, "--out", tmp_path / "direct.mp4")
     assert again.code == 0 and frames_of((tmp_path / "direct.mp4").read_bytes()) == 26
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_thousands_of_requests_that_the_schema_allows_and_forbids(tmp_path: Path) -> None:
+    """By schemathesis, with all of its checks but one: a storyboard is refused for more than a schema can say."""
+    (tmp_path / "limits.yaml").write_text("requests_per_s: 100000\nmax_films: 30\n")
+    with serving(tmp_path, "--limits", str(tmp_path / "limits.yaml")) as server:
+        command = [
+            Path(sys.executable).with_name("st"), "run", f"{server.url}/openapi.json", "--checks", "all",
+            "--exclude-checks", "positive_data_acceptance", "--continue-on-failure", "--max-examples", "45",
+            "--request-timeout", "30", "--seed", "1",
+        ]  # fmt: skip
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=800, check=False)
+    generated = re.search(r"(\d+) generated", done.stdout)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert generated and int(generated[1]) >= 2000, done.stdout[-2000:]
 
 
 def test_what_no_server_may_start_with(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_every_fault_is_told_with_its_line(client: TestClient, store: Store) -> 
 
 
 def test_an_estimate_writes_nothing(client: TestClient, store: Store) -> None:
-    told = client.post("/v1/films/estimate", content=BOARD, headers=YAML).json()
+    told = client.post("/v1/estimates", content=BOARD, headers=YAML).json()
     assert told["to_run"] == told["tasks"] == sum(s["tasks"] for s in told["stages"].values())
     assert (told["gpu_s"], told["cost"]) == (None, None)  # nothing has ever run here
     assert files_of(store) == []
@@ -204,7 +204,7 @@ def test_events_tell_every_state_once_and_go_on_behind_the_last(client: TestClie
 
 def test_films_are_sent_whole_and_by_ranges(client: TestClient, store: Store) -> None:
     job = submit(client).json()["id"]
-    assert client.get(f"/v1/films/{job}/content").status_code == 404
+    assert client.get(f"/v1/films/{job}/content").status_code == 409
     data = bytes(range(256)) * 5000
     store.publish(f"films/{job}/film.mp4", data)
     whole = client.get(f"/v1/films/{job}/content")
