@@ -16,6 +16,7 @@ from farm.pools import pools_from_json
 from farm.store import Store
 
 from .identity import is_dead, this_process
+from .meters import Meters
 from .pool import RayHands
 
 NAMESPACE = "longtake"
@@ -27,16 +28,19 @@ class Controller:
     """See the module. What crosses to the doors are plain values; a rendering is named by its wish."""
 
     def __init__(self, farm: str, store_uri: str, pools: dict[str, Any], package: str, adopts: bool) -> None:
+        self.meters = Meters()
         self.control = Control(
             Store(store_uri), pools_from_json(pools), RayHands(farm), owner=this_process(), farm=farm,
-            io=asyncio.to_thread, now=time.time, package=package, adopts=adopts, is_dead=is_dead,
+            io=self.meters.timed(asyncio.to_thread), now=time.time, package=package, adopts=adopts, is_dead=is_dead,
         )  # fmt: skip
+        self.control.work.on_attempt, self.control.on_end = self.meters.note_attempt, self.meters.note_end
         if adopts:  # also when Ray has started it again, and no door knocks
             ray.get_runtime_context().current_actor.open.remote()
 
     async def open(self) -> list[str]:
         if not self.control.is_open:
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IO_THREADS))
+            self.looking = asyncio.ensure_future(self.meters.keep_looking(self.control))
         return await self.control.open()
 
     async def submit(
@@ -52,6 +56,11 @@ class Controller:
         if name not in self.control.renderings:
             return {"status": "unknown"}
         return await self.control.view(name, wait_s=wait_s)
+
+    async def statuses(self, names: list[str]) -> dict[str, dict[str, Any]]:
+        """Of many renderings at once: `status`, `errors` and `film`."""
+        views = {name: await self.view(name) for name in names}
+        return {name: {k: v[k] for k in ("status", "errors", "film") if k in v} for name, v in views.items()}
 
     async def cancel(self, name: str, door: str) -> bool:
         return await self.control.cancel(name, door)

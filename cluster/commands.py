@@ -75,6 +75,15 @@ def add_commands(command: Any) -> None:
     priority.set_defaults(order="priority", all=False)
     priority.add_argument("job", metavar="JOB")
     priority.add_argument("priority", type=int, metavar="N")
+    batch = stored("batch", run_batch, "render a manifest of films (Parquet, JSONL, CSV or a folder of storyboards)")
+    batch.add_argument("manifest", metavar="MANIFEST", help="a path or URI")
+    batch.add_argument("--template", type=Path, metavar="FILE", help="a storyboard with {columns}")
+    batch.add_argument("--results", metavar="URI", help="a folder; default: <store>/batches/<name of the manifest>")
+    batch.add_argument("--pools", type=Path, metavar="FILE", help="which stages run on which hardware (YAML)")
+    batch.add_argument("--address", metavar="A", help="a Ray cluster (default: $RAY_ADDRESS or a local Ray)")
+    batch.add_argument("--priority", type=int, default=50, metavar="N", help="0 to 100; default: 50")
+    batch.add_argument("--max-open", type=int, default=48, metavar="N", help="films at once; default: 48")
+    batch.add_argument("--again", action="store_true", help="also rows that have failed, or were canceled")
     stats = stored("stats", run_stats, "what renders have cost: by stage, pool and model, with retries")
     stats.add_argument("--since", default="", metavar="YYYY-MM-DD", help="from this day on")
     store = stored("store", run_store, "list, verify or clean up a store")
@@ -190,6 +199,12 @@ def submit_to_store(args: argparse.Namespace) -> str:
     farm, _ = farm_name(order.store, pools_as_json(order.pools))
     write_wish(order.store, Wish(order.job.id, order.container, False, farm, args.priority, "", time.time()))
     return order.job.id
+
+
+def run_batch(args: argparse.Namespace, answer: Answer) -> int:
+    from . import batch  # it imports pyarrow, which others can do without
+
+    return batch.run_batch(args, answer)
 
 
 def run_wait(args: argparse.Namespace, answer: Answer) -> int:

@@ -58,7 +58,7 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
         InputError: with all faults of the storyboard.
     """
     draft = load_storyboard(args.storyboard)
-    pools = load_pools(args.pools) if args.pools else _made_pools(on_cluster=on_cluster)
+    pools = load_pools(args.pools) if args.pools else made_pools(on_cluster=on_cluster)
     model = args.model or (draft.top.model if draft.top else None)
     checkpoint: Checkpoint | None = None
     faults: tuple[Problem, ...] = ()
@@ -71,7 +71,7 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
                 if args.model
                 else tuple(draft.document.problem(("model",), str(p)) for p in e.problems)
             )
-    others, more = _models_of_shots(draft, args.storyboard.parent)
+    others, more = models_of_shots(draft, args.storyboard.parent)
     resolved = resolve(draft, checkpoint, others=others, model_problems=(*faults, *more))
     models = resolved.models
     film = only_shots(resolved.film, tuple(args.only)) if args.only else resolved.film
@@ -118,7 +118,7 @@ def with_requeued(order: Order) -> Order:
     return replace(order, missing=tasks_to_run(tasks, order.plan.targets, lambda task: False))
 
 
-def _models_of_shots(draft: Draft, folder: Path) -> tuple[dict[str, Checkpoint], tuple[Problem, ...]]:
+def models_of_shots(draft: Draft, folder: Path) -> tuple[dict[str, Checkpoint], tuple[Problem, ...]]:
     """The models that shots name for themselves, by what they say, and what is wrong with those that cannot be used."""
     found: dict[str, Checkpoint] = {}
     problems: list[Problem] = []
@@ -140,7 +140,7 @@ def _models_of_shots(draft: Draft, folder: Path) -> tuple[dict[str, Checkpoint],
     return found, tuple(problems)
 
 
-def _made_pools(*, on_cluster: bool) -> dict[str, Pool]:
+def made_pools(*, on_cluster: bool) -> dict[str, Pool]:
     """Pools for the hardware of the connected cluster or of this machine."""
     if not on_cluster:
         return default_pools(num_cpus=num_cpus(), num_gpus=num_gpus())

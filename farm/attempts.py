@@ -73,6 +73,7 @@ class Attempts:
         self.full = ""  # why nothing can be put into the store now
         self.room = asyncio.Event()
         self.closing = False
+        self.on_attempt: Callable[[Attempt], None] = lambda attempt: None  # for whoever counts them
 
     def know(self, attempts: Iterable[Attempt], *, forgiven: set[str]) -> None:
         """Take in what an earlier controller has tried for a job."""
@@ -198,6 +199,7 @@ class Attempts:
         try:
             ran, size = await self._run(slot, task, wanted_by)
             attempt = self._record(slot, task, wanted_by[0], ran, size)
+            self.on_attempt(attempt)
             for job in sorted({r.job.id for r in [*wanted_by, *self.wanted_by(task.key)]}):
                 if job in self.jobs.leads:  # else another one drives it, or it has ended
                     told = replace(attempt, job=job, fence=self.jobs.leads[job].journal.fence)

@@ -84,6 +84,7 @@ class Control:
         self.gates: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by job: comes and goes one at a time
         self.background: dict[asyncio.Task[Any], None] = {}  # in order, so that a simulated world lives again as it did
         self.foreign: set[str] = set()  # wishes of other farms
+        self.on_end: Callable[[str, int, float], None] = lambda outcome, frames, seconds: None  # of a film
         self.ticks = 0
         self.is_open = False
 
@@ -293,6 +294,8 @@ class Control:
             status = "failed"
         if not rendering.is_over:  # it may have been lost meanwhile
             rendering.end(status)
+            film = rendering.job.film
+            self.on_end(status, film.num_delivered, film.num_delivered / film.output_fps)
 
     async def _publish(self, rendering: Rendering) -> str:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import urllib.request
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -112,5 +114,22 @@ def test_a_film_on_stand_ins_leaves_a_whole_ledger(local_ray: Any, tiny_wan: Pat
     assert all(a.queued_at <= a.started_at <= a.ended_at and a.node and a.output_bytes for a in attempts)
     spans = sorted((a.started_at, a.ended_at) for a in attempts)
     assert all(end <= start + 0.01 for (_, end), (start, _) in pairwise(spans))  # one at a time
+    lines = [
+        'attempts_total{cause="",outcome="succeeded",pool="all",stage="denoise"} 2.0',
+        'films_total{outcome="completed"} 2.0', "film_frames_total 20.0", "films_open 0.0",
+        'tasks_waiting{stage="denoise"} 0.0', 'replicas{pool="all",state="idle"} 1.0',
+        'task_s_count{pool="all",stage="denoise"} 2.0',
+    ]  # fmt: skip
+    wait_until("metrics of what was done", lambda: set(lines) <= metrics_of(ray), timeout_s=60)
     ray.get(controller.close.remote(), timeout=30)
     ray.kill(controller)
+
+
+def metrics_of(ray: Any) -> set[str]:
+    """What Ray tells Prometheus of ours, without its prefix and the tags that it adds."""
+    (node,) = ray.nodes()
+    with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as answer:
+        lines = [line for line in answer.read().decode().splitlines() if line.startswith("ray_longtake_")]
+    added = re.compile(r'(?:Component|SessionName|Version|\w+(?:Address|Id|Name|Type|Node)|otel_\w+)="[^"]*",?')
+    told = (added.sub("", line).replace(",}", "}").replace("{}", "") for line in lines)
+    return {line.removeprefix("ray_longtake_") for line in told}

@@ -1,0 +1,298 @@
+"""`farm batch`: a manifest of films, rendered by one farm, on a cluster (also as a Ray job) or on this machine.
+
+The driver is thin: it reads rows, submits so many films at once, and writes a line for each that has ended. When it
+dies, the controller goes on with what it has; the same command reads the results that are there and does the rest.
+Films are jobs like any others, so their tasks are shared: a prompt that stands in many rows is encoded once, and
+replicas keep their models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import os
+import sys
+import time
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.identity import this_process
+from farm.checkpoint import find_checkpoint
+from farm.errors import InputError, Problem, RenderError
+from farm.film import container_of, job_id_of
+from farm.gangs import check_gangs
+from farm.jobs import Job, publish_film, write_job
+from farm.journal import Wish, read_attempts, read_standing
+from farm.manifest import Row, Template, read_manifest, storyboard_of
+from farm.plan import Plan, make_plan, tasks_to_run
+from farm.pools import Pool, cannot_fit, check_options, check_served, load_pools, numerics, pools_as_json
+from farm.resolve import resolve
+from farm.states import ENDED
+from farm.store import Store
+from farm.storyboard import parse_storyboard
+from farm.why import write_plan
+
+from .answer import Answer
+from .hardware import Connection, this_machine
+from .order import farm_name, in_pools_file, made_pools, models_of_shots, open_store
+from .stopping import StopRequest
+
+MOST_OPEN = 90  # films at once; a controller remembers 100 that have ended
+POLL_S, FLUSH_S, FLUSH_ROWS = 0.5, 10.0, 200
+ASK_TIMEOUT_S, LOST_S = 60.0, 120.0
+SCHEMA = pa.schema(
+    [("row", pa.int64()), ("status", pa.string()), ("job", pa.string()), ("film", pa.string())]
+    + [(name, pa.float64()) for name in ("film_s", "wall_s", "gpu_s", "cost")] + [("error", pa.string())]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a row ended: completed, failed, canceled, or refused, which is bad input; seconds of film, of waiting and of
+    GPUs."""
+
+    row: int
+    status: str
+    job: str = ""
+    film: str = ""
+    film_s: float = 0.0
+    wall_s: float = 0.0
+    gpu_s: float = 0.0
+    cost: float = 0.0
+    error: str = ""
+
+
+class Results:
+    """Parquet files in a folder, each written whole; of two lines of one row the later counts."""
+
+    def __init__(self, uri: str) -> None:
+        self.fs, self.root = fsspec.core.url_to_fs(uri)
+        self.uri, self.rows, self.flushed_at = uri, list[Result](), time.monotonic()
+
+    def done(self) -> dict[int, str]:
+        """The status of each row that has a result."""
+        try:
+            names = [n for n in self.fs.ls(self.root, detail=False) if str(n).endswith(".parquet")]
+        except FileNotFoundError:
+            return {}
+        tables = [pq.read_table(io.BytesIO(self.fs.cat_file(n)), columns=["row", "status"]) for n in sorted(names)]
+        return {row: status for t in tables for row, status in zip(*(c.to_pylist() for c in t.columns), strict=True)}
+
+    def add(self, result: Result) -> None:
+        self.rows.append(result)
+        if len(self.rows) >= FLUSH_ROWS or time.monotonic() - self.flushed_at > FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        self.flushed_at = time.monotonic()
+        if not self.rows:
+            return
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist([asdict(r) for r in self.rows], schema=SCHEMA), buffer)
+        name = f"{self.root}/part-{int(time.time() * 1000):015d}-{os.getpid()}.parquet"
+        self.fs.makedirs(self.root, exist_ok=True)
+        self.fs.pipe_file(f"{name}.part", buffer.getvalue())
+        self.fs.mv(f"{name}.part", name)
+        self.rows.clear()
+
+
+def run_batch(args: argparse.Namespace, answer: Answer) -> int:
+    """Exit code 0 where every row has its film, 3 where some have none."""
+    if not 1 <= args.max_open <= MOST_OPEN:
+        raise InputError(Problem(f"--max-open must be from 1 to {MOST_OPEN}, got {args.max_open}", "--max-open"))
+    if not 0 <= args.priority <= 100:
+        raise InputError(Problem(f"--priority must be from 0 to 100, got {args.priority}", "--priority"))
+    rows = read_manifest(args.manifest)
+    template = None
+    if args.template:
+        try:
+            template = Template(args.template.read_bytes(), file=str(args.template))
+        except OSError as e:
+            raise InputError(Problem(f"--template cannot be read: {e.strerror}", file=str(args.template))) from None
+    for row in rows[:1]:  # a template that names what is not there is the batch's fault, not a row's
+        storyboard_of(row, template)
+    store = open_store(args.store)
+    store.check()
+    address = args.address or os.environ.get("RAY_ADDRESS") or None
+    pools = load_pools(args.pools) if args.pools else None
+    if address is None:
+        pools = pools or made_pools(on_cluster=False)
+        if told := cannot_fit(pools, [this_machine(pools)]):
+            raise InputError(*in_pools_file(told, args.pools))
+    store.create()
+    with closing(Connection(address, pools or {})) as connection:
+        driver = Driver(args, store, pools or made_pools(on_cluster=True), template)
+        counts = driver.run(rows, is_local=connection.is_local)
+    answer.data = {"results": driver.results.uri, "rows": len(rows), **counts}
+    told_counts = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+    print(f"farm: {len(rows)} rows: {told_counts}; results in {driver.results.uri}", file=sys.stderr)
+    if sum(counts.values()) < len(rows):
+        return answer.finish(130)
+    return answer.finish(0 if set(counts) <= {"completed"} else 3)
+
+
+@dataclass
+class Open:
+    """A film that is being rendered."""
+
+    row: Row
+    wish: Wish
+    film_s: float
+    since: float
+
+
+class Driver:
+    """See the module."""
+
+    def __init__(
+        self, args: argparse.Namespace, store: Store, pools: dict[str, Pool], template: Template | None
+    ) -> None:
+        self.args, self.store, self.pools, self.template = args, store, pools, template
+        self.farm, self.uri = farm_name(store, pools_as_json(pools))
+        self.results = Results(
+            args.results or f"{self.uri.rstrip('/')}/batches/{name_of(args.manifest, args.template)}"
+        )
+        self.beside = args.template.parent if args.template else Path(args.manifest)
+        self.door = this_process().name
+        self.controller: Any = None
+
+    def run(self, rows: list[Row], *, is_local: bool) -> dict[str, int]:
+        """Render what has no result yet. Returns how many rows ended in which way, those of earlier runs included."""
+        known = self.results.done()
+        again = {"failed", "canceled"} if self.args.again else set()
+        left = [row for row in reversed(rows) if row.number not in known or known[row.number] in again]
+        open_films: dict[str, Open] = {}
+        counts = {row.number: known[row.number] for row in rows if known.get(row.number, "") not in {"", *again}}
+        if known:
+            print(f"farm: {len(rows) - len(left)} of {len(rows)} rows have results", file=sys.stderr)
+        with StopRequest() as stop:
+            while (left or open_films) and not stop.asked:
+                while left and len(open_films) < self.args.max_open and not stop.asked:
+                    row = left.pop()
+                    begun = self._begin(row, open_films)
+                    if begun is not None:
+                        counts[row.number] = begun.status
+                        self.results.add(begun)
+                for result in self._ended(open_films):
+                    counts[result.row] = result.status
+                    self.results.add(result)
+                time.sleep(POLL_S)
+            self.results.flush()
+        if is_local and self.controller is not None:
+            import ray
+
+            with suppress(ray.exceptions.RayError):
+                self._ask("close")
+        told: dict[str, int] = {}
+        for status in counts.values():
+            told[status] = told.get(status, 0) + 1
+        return told
+
+    def _begin(self, row: Row, open_films: dict[str, Open]) -> Result | None:
+        """Submit a row's film; its result where there is one already: a fault of the row, or a film that exists."""
+        try:
+            job, plan, container, files = self._plan(row)
+        except InputError as e:
+            return Result(row.number, "refused", error=str(e)[:4000])
+        wish = Wish(job.id, container, False, self.farm, self.args.priority, at=time.time())
+        film_s = job.film.num_delivered / job.film.output_fps
+        write_job(self.store, job, files)
+        write_plan(self.store, job, plan, variant=container)
+        if not tasks_to_run(plan.tasks, plan.targets, self.store.has):
+            film = publish_film(self.store, job, plan)
+            return Result(row.number, "completed", job.id, film, film_s)
+        open_films[f"{wish.name}#{row.number}"] = Open(row, wish, film_s, time.time())
+        self._submit(wish)
+        return None
+
+    def _plan(self, row: Row) -> tuple[Job, Plan, str, dict[str, Path]]:
+        text = storyboard_of(row, self.template)
+        draft = parse_storyboard(text.encode(), file=str(self.beside / row.place.rsplit("/", 1)[-1]))
+        checkpoint = find_checkpoint(draft.top.model, beside=self.beside) if draft.top else None
+        others, problems = models_of_shots(draft, self.beside)
+        resolved = resolve(draft, checkpoint, others=others, model_problems=problems)
+        film, models = resolved.film, resolved.models
+        container = container_of("", film.codec)
+        plan = make_plan(film, models, numerics(self.pools), container=container, stills=False)
+        check_options(self.pools, (m.card for m in models))
+        check_gangs(self.pools, plan, models)
+        check_served(self.pools, (task.stage for task in plan.tasks.values()))
+        return Job(job_id_of(film, *models), film, models, text), plan, container, resolved.files
+
+    def _submit(self, wish: Wish) -> None:
+        """Raises:
+        RenderError: no controller answers.
+        """
+        import ray
+
+        end = time.monotonic() + LOST_S
+        while True:
+            try:
+                self._ask("submit", asdict(wish), door=self.door)
+                return
+            except (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError) as e:  # Ray starts it again
+                if time.monotonic() > end:
+                    raise RenderError(f"the farm's controller does not answer: {e}") from e
+                time.sleep(POLL_S)
+
+    def _ended(self, open_films: dict[str, Open]) -> list[Result]:
+        """Take out what has ended."""
+        import ray
+
+        if not open_films:
+            return []
+        names = sorted({film.wish.name for film in open_films.values()})
+        try:
+            views: dict[str, dict[str, Any]] = self._ask("statuses", names)
+        except (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
+            return []
+        found = []
+        for key, film in list(open_films.items()):
+            view = views[film.wish.name]
+            if view["status"] in ("unknown", "lost"):  # a new controller, or it ended long ago
+                view = self._by_the_store(film)
+            if view["status"] in ENDED:
+                del open_films[key]
+                found.append(self._result(film, view))
+        return found
+
+    def _by_the_store(self, film: Open) -> dict[str, Any]:
+        standing = read_standing(self.store, film.wish.job)
+        if standing.state in ENDED and standing.at >= film.since:
+            path = f"films/{film.wish.job}/film.{film.wish.container}"
+            return {"status": standing.state, "errors": [standing.reason], "film": self.store.place(path)}
+        self._submit(film.wish)
+        return {"status": "queued"}
+
+    def _result(self, film: Open, view: dict[str, Any]) -> Result:
+        attempts = read_attempts(self.store, film.wish.job)
+        is_good = view["status"] == "completed"
+        cost = sum((a.ended_at - a.started_at) / 3600 * a.price_per_hour for a in attempts)
+        return Result(
+            film.row.number, view["status"], film.wish.job, view["film"] if is_good else "",
+            film.film_s if is_good else 0.0, time.time() - film.since, sum(a.gpu_s for a in attempts), cost,
+            "" if is_good else "; ".join(view["errors"])[:4000],
+        )  # fmt: skip
+
+    def _ask(self, method: str, *values: Any, **named: Any) -> Any:
+        import ray
+
+        from actors.controller import start_controller
+
+        if self.controller is None:
+            self.controller = start_controller(self.farm, self.uri, pools_as_json(self.pools), adopts=True)
+        return ray.get(getattr(self.controller, method).remote(*values, **named), timeout=ASK_TIMEOUT_S)
+
+
+def name_of(manifest: str, template: Path | None) -> str:
+    """Of a batch: the same command has the same results."""
+    told = hashlib.sha256(manifest.encode() + b"\n" + (template.read_bytes() if template else b"")).hexdigest()
+    stem = manifest.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return f"{''.join(c if c.isalnum() or c in '-_' else '-' for c in stem)[:60]}-{told[:8]}"
