@@ -60,14 +60,15 @@ class Client:
 
     # -- films
 
-    def submit(self, storyboard: Path, *, priority: int = 50, key: str = "") -> FilmAnswer:
+    def submit(self, storyboard: Path, *, priority: int = 50, key: str = "", webhook: str = "") -> FilmAnswer:
         """Send a storyboard with the files that it names.
 
         Args:
             key: Idempotency-Key; drawn where it is not given.
         """
         headers = {"idempotency-key": key or secrets.token_hex(16)}
-        answer = self._send_board(storyboard, "/v1/films", params={"priority": str(priority)}, headers=headers)
+        params = {"priority": str(priority)} | ({"webhook": webhook} if webhook else {})
+        answer = self._send_board(storyboard, "/v1/films", params=params, headers=headers)
         return FilmAnswer.model_validate(answer.json())
 
     def estimate(self, storyboard: Path) -> EstimateAnswer:

@@ -78,6 +78,7 @@ def errors(*statuses: int, also: Answers | None = None) -> Answers:
 
 Job = Annotated[str, Path(pattern=r"^[0-9a-f]{16}$", description="the film's id")]
 Shot = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Webhook = Annotated[str, Query(max_length=2000, description="an https address that is told when the film has ended")]
 Priority = Annotated[int, Query(ge=0, le=100, description="which film goes first")]
 Once = Annotated[
     str, Header(alias="Idempotency-Key", max_length=200, pattern=r"^[\x20-\x7e]*$",
@@ -144,7 +145,9 @@ async def _prepared(service: Service, made: Incoming) -> Prepared:
 
 @router.post("/v1/films", status_code=201, response_model=FilmAnswer, openapi_extra=STORYBOARD_BODY,
              responses=errors(409, 415, also=AGAIN))  # fmt: skip
-async def submit_film(request: Request, priority: Priority = 50, idempotency_key: Once = "") -> Response:
+async def submit_film(
+    request: Request, priority: Priority = 50, webhook: Webhook = "", idempotency_key: Once = ""
+) -> Response:  # fmt: skip
     """Submit a storyboard. When this answers, the film is durable: nothing that dies afterwards loses it."""
     service, caller = service_of(request), caller_of(request)
     if not caller.may_submit:
@@ -152,7 +155,7 @@ async def submit_film(request: Request, priority: Priority = 50, idempotency_key
     async with incoming(request, service.limits, kinds=KINDS) as made:
         prepared = await _prepared(service, made)
         one, is_new = await asyncio.to_thread(
-            service.submit, prepared, caller, kind="film", priority=priority, key=idempotency_key
+            service.submit, prepared, caller, kind="film", priority=priority, key=idempotency_key, webhook=webhook
         )
     told = answer_of(one, Where("queued", "", one.priority), {}) if is_new else await film_answer(service, one)
     return JSONResponse(told.model_dump(), 201 if is_new else 200, {"Location": f"/v1/films/{one.job}"})

@@ -18,6 +18,7 @@ from farm.errors import InputError, Problem, RenderError
 from farm.pools import cannot_fit, default_pools, lacking_packages, load_pools, pools_as_json, without_kinds
 
 from .answer import Answer
+from .courier import check_secret
 from .hardware import Connection, num_cpus, num_gpus, this_machine
 from .order import farm_name, in_pools_file, open_store
 from .stopping import StopRequest
@@ -78,6 +79,9 @@ def run_serve(args: argparse.Namespace, answer: Answer) -> int:
         raise InputError(Problem(f"--port must be from 1 to 65535, got {args.port}", "--port"))
     if args.replicas < 1:
         raise InputError(Problem(f"--replicas must be at least 1, got {args.replicas}", "--replicas"))
+    secret = os.environ.get("LONGTAKE_WEBHOOK_SECRET", "")
+    if secret:
+        check_secret(secret)
     limits = load_limits(args.limits) if args.limits else Limits()
     pools = load_pools(args.pools) if args.pools else default_pools(num_cpus=num_cpus(), num_gpus=num_gpus())
     models = args.model or ["builtin"]
@@ -92,7 +96,7 @@ def run_serve(args: argparse.Namespace, answer: Answer) -> int:
         options = {
             "store": str(Path(store.root).absolute()) if store.is_local else store.uri, "pools": pools_as_json(pools),
             "models": [str(Path(m).resolve()) if Path(m).is_dir() else m for m in models], "names": models,
-            "limits": limits.model_dump(), "is_open": is_loopback,
+            "limits": limits.model_dump(), "is_open": is_loopback, "webhook_secret": secret,
         }  # fmt: skip
         return _serve(args, connection, options)
 

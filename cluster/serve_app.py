@@ -22,6 +22,7 @@ from farm.errors import InputError
 from farm.pools import pools_from_json
 from farm.store import Store
 
+from .courier import Courier
 from .films_api import router as films
 from .guard import Guard, error_response, tell_errors
 from .order import farm_name
@@ -105,7 +106,7 @@ def app_from(options: Mapping[str, Any]) -> FastAPI:
 
     Args:
         options: `store`, `pools`, `models` (folders, hub ids or builtin), `names` (what callers call these, where that
-            is something else), `limits`, `is_open`.
+            is something else), `limits`, `webhook_secret`, `is_open`.
     """
     store, pools = Store(options["store"]), pools_from_json(options["pools"])
     farm, uri = farm_name(store, options["pools"])
@@ -113,7 +114,7 @@ def app_from(options: Mapping[str, Any]) -> FastAPI:
     models = {name: replace(find_checkpoint(place, beside=Path.cwd()), name=name) for name, place in places}
     service = Service(
         store, farm, pools, models, Limits(**options["limits"]), view_of(farm, uri, options["pools"]),
-        is_open=options["is_open"],
+        webhook_secret=options["webhook_secret"], is_open=options["is_open"],
     )  # fmt: skip
     return make_app(service)
 
@@ -131,4 +132,7 @@ def application(options: Mapping[str, Any], *, replicas: int = 2) -> Any:
         serve.ingress(build)(), name="ingress", num_replicas=replicas, max_ongoing_requests=MAX_ONGOING,
         max_queued_requests=MAX_ONGOING, graceful_shutdown_timeout_s=10.0, ray_actor_options={"num_cpus": 0},
     )  # fmt: skip
-    return deployment.bind()
+    if not told["webhook_secret"]:
+        return deployment.bind()
+    courier = serve.deployment(Courier, name="courier", num_replicas=1, ray_actor_options={"num_cpus": 0})
+    return deployment.bind(courier.bind(told["store"], told["webhook_secret"]))

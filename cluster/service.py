@@ -36,6 +36,8 @@ from farm.storyboard import parse_storyboard
 from farm.submission import Submission, Where, delete, give_order, keep, list_jobs, once, read_submission, where
 from farm.why import write_plan
 
+from .courier import check_webhook, keep_webhook
+
 UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,4}")  # no dots alone
 LEDGER_FRESH_S = 60.0
 ENDED_FRESH_S = 5.0  # a film that has ended may be revived by another server
@@ -84,6 +86,7 @@ class Service:
     models: dict[str, Checkpoint]  # by the name that callers use
     limits: Limits
     view: View
+    webhook_secret: str = ""  # empty: this server sends none
     is_open: bool = False  # bound to loopback: without any key everybody is the operator
     now: Callable[[], float] = time.time
     keyring: Keyring = field(init=False)
@@ -162,13 +165,14 @@ class Service:
         return Prepared(job, plan, resolved.files, resolved.warnings, container, name)
 
     def submit(
-        self, prepared: Prepared, caller: Caller, *, kind: str, priority: int = 50, key: str = "",
+        self, prepared: Prepared, caller: Caller, *, kind: str, priority: int = 50, key: str = "", webhook: str = "",
         request: Mapping[str, Any] | None = None,
     ) -> tuple[Submission, bool]:  # fmt: skip
         """Queue a film; when this returns it is durable.
 
         Args:
             key: the caller's Idempotency-Key: the same request with the same one is the same film.
+            webhook: an address that is told when the film has ended.
         Returns:
             The submission, and whether it is new.
         Raises:
@@ -176,8 +180,10 @@ class Service:
         """
         if not caller.may_submit:
             raise Forbidden(f"the role {caller.role} may not submit films")
+        if webhook:
+            check_webhook(webhook, self.webhook_secret)
         content, told = prepared.job, dict(request or {})
-        digest = hash_json({"job": content.id, "kind": kind, "priority": priority, "request": told})
+        digest = hash_json({"job": content.id, "kind": kind, "priority": priority, "webhook": webhook, "request": told})
         name = hash_json({"job": content.id, "by": caller.name, "once": key or secrets.token_hex(16)})[:16]
         if key:
             name = once(self.store, caller.name, key, digest=digest, job=name)
@@ -195,6 +201,8 @@ class Service:
             job = replace(content, id=name)
             write_plan(self.store, job, prepared.plan, variant=prepared.container)
             wish = Wish(name, prepared.container, False, self.farm, priority, caller.name)
+            if webhook:
+                keep_webhook(self.store, name, webhook)
             kept = keep(self.store, submission, job, prepared.files, wish)
         note_change(self.store, at=at, by=caller.name, what="submit", job=name)
         return kept, kept.at == at

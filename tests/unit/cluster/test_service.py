@@ -487,3 +487,14 @@ def test_a_store_that_is_out_of_order_is_told_as_such(
     answer = client.get("/v1/films")
     assert answer.status_code == 503
     assert store.root not in answer.text
+
+
+def test_webhooks_are_refused_where_there_are_none_and_where_they_must_not_go(store: Store) -> None:
+    service = service_on(store)
+    client = client_of(service)
+    assert "sends none" in submit(client, params={"webhook": "https://example.org"}).text
+    service.webhook_secret = "whsec_" + "A" * 44
+    for url in ("http://example.org", "https://127.0.0.1/x", "https://169.254.169.254/latest", "https://[::1]/", "x"):
+        answer = submit(client, params={"webhook": url})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "webhook")
+    assert files_of(store) == []
