@@ -1,12 +1,13 @@
 """The farm behind Ray Serve: a FastAPI application whose replicas submit, read and stream, and never render.
 
-`farm serve` runs it on this machine or a cluster. Films are rendered by the farm's controller and its pools. A replica
-holds nothing that another one lacks, so any of them may die.
+`farm serve` runs it on this machine or a cluster; `serve deploy cluster/serve.yaml` in production. Films are rendered
+by the farm's controller and its pools. A replica holds nothing that another one lacks, so any of them may die.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,13 +17,13 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from farm.admission import Limits
+from farm.admission import Limits, load_limits
 from farm.checkpoint import find_checkpoint
 from farm.errors import InputError
-from farm.pools import pools_from_json
+from farm.pools import load_pools, pools_as_json, pools_from_json
 from farm.store import Store
 
-from .courier import Courier
+from .courier import Courier, check_secret
 from .films_api import router as films
 from .guard import Guard, error_response, tell_errors
 from .order import farm_name
@@ -136,3 +137,32 @@ def application(options: Mapping[str, Any], *, replicas: int = 2) -> Any:
         return deployment.bind()
     courier = serve.deployment(Courier, name="courier", num_replicas=1, ray_actor_options={"num_cpus": 0})
     return deployment.bind(courier.bind(told["store"], told["webhook_secret"]))
+
+
+def build(args: dict[str, Any]) -> Any:
+    """What `serve deploy` calls (cluster/serve.yaml). Every request needs a key.
+
+    Args:
+        args: `store`, a URI; `pools`, a file; `models`, names, folders or hub ids; `limits`, a file; `replicas`.
+    Raises:
+        InputError: something is missing or cannot be used.
+    """
+    if unknown := sorted(args.keys() - {"store", "pools", "models", "limits", "replicas"}):
+        raise InputError(f"args must be store, pools, models, limits and replicas, got {unknown[0]!r}")
+    if not args.get("store") or not args.get("pools"):
+        raise InputError("args must have store, the URI of a store, and pools, a file")
+    store = Store(str(args["store"]))
+    store.create()
+    limits = load_limits(Path(args["limits"])) if args.get("limits") else Limits()
+    secret = os.environ.get("LONGTAKE_WEBHOOK_SECRET", "")
+    if secret:
+        check_secret(secret)
+    models = list(args.get("models") or ["builtin"])
+    for model in models:
+        find_checkpoint(model, beside=Path.cwd())
+    pools = pools_as_json(load_pools(Path(args["pools"])))
+    options = {
+        "store": store.uri, "pools": pools, "models": models, "limits": limits.model_dump(), "webhook_secret": secret,
+        "is_open": False,
+    }  # fmt: skip
+    return application(options, replicas=int(args.get("replicas", 2)))

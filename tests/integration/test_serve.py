@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import httpx2
 import openai
+import psutil
 import pytest
-from farm_process import farm
+import yaml
+from emulated_cluster import emulated_cluster
+from farm_process import farm, wait_until
 from PIL import Image
-from serving import Server, serving
+from serving import POOLS, Server, free_port, serving
+
+import cluster
+from farm.access import add_key
+from farm.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+MARK = "LONGTAKE_TEST"
 BOARD = """\
 title: Two shots
 size: 64x48
@@ -164,6 +174,89 @@ def test_the_command_line_goes_through_the_server(server: Server, tmp_path: Path
     assert farm("wait", direct.answer["job"], "--store", server.store, "--timeout-s", "200").code == 0
     again = farm("download", direct.answer["job"], "--store", server.store, "--out", tmp_path / "direct.mp4")
     assert again.code == 0 and frames_of((tmp_path / "direct.mp4").read_bytes()) == 26
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_service_is_deployed_by_its_file_and_outlives_the_controller_and_its_own_replicas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = str(tmp_path)
+    monkeypatch.setenv(MARK, mark)
+    told = yaml.safe_load((Path(cluster.__file__).parent / "serve.yaml").read_text())
+    (tmp_path / "pools.yaml").write_text(POOLS)
+    store = Store(str(tmp_path / "store"))
+    store.create()
+    key, port = add_key(store, "ann", "submitter", at=time.time()), free_port()
+    told["http_options"] |= {"host": "127.0.0.1", "port": port}
+    told["proxy_location"] = "HeadOnly"
+    told["applications"][0]["args"] |= {"store": store.root, "pools": str(tmp_path / "pools.yaml")}
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(told))
+    with emulated_cluster([{"num_cpus": 4}]) as ray_cluster:
+        command = [Path(sys.executable).with_name("serve"), "run", "--address", ray_cluster.address]
+        log = (tmp_path / "log").open("w")
+        process = subprocess.Popen([*command, tmp_path / "serve.yaml"], stdout=log, stderr=log)
+        try:
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as api:
+                wait_until("the service to answer", lambda: is_ready(api), timeout_s=120)
+                assert api.get("/v1/films").status_code == 401
+                api.headers["authorization"] = f"Bearer {key}"
+                jobs = []
+                for i in range(6):
+                    board = BOARD.replace("title: Two shots", f"title: Number {i}\nseed: {i}")
+                    jobs.append(posted(api, board, f"once-{i}"))
+                    if i in (2, 4):  # the controller, then a replica of the server
+                        kill_actor("Controller" if i == 2 else "ServeReplica:longtake:ingress", mark)
+                assert [posted(api, BOARD.replace("title: Two shots", f"title: Number {i}\nseed: {i}"), f"once-{i}")
+                        for i in range(6)] == jobs  # fmt: skip
+                states = "completed", "failed", "canceled"
+                wait_until("all films to end", lambda: all(state_of(api, j) in states for j in jobs), timeout_s=200)
+                assert {state_of(api, j) for j in jobs} == {"completed"}
+                assert len(api.get("/v1/films").json()["data"]) == 6
+        finally:
+            process.terminate()
+            process.wait(60)
+            log.close()
+
+
+def is_ready(api: httpx2.Client) -> bool:
+    try:
+        return api.get("/readyz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def posted(api: httpx2.Client, board: str, once: str) -> str:
+    """The film of a request that is made until it is answered."""
+    headers = {"content-type": "application/yaml", "idempotency-key": once}
+    for _ in range(30):
+        try:
+            answer = api.post("/v1/films", content=board, headers=headers)
+            if answer.status_code in (200, 201):
+                return str(answer.json()["id"])
+        except httpx2.TransportError:
+            pass
+        time.sleep(1)
+    raise AssertionError("no answer")
+
+
+def state_of(api: httpx2.Client, job: str) -> str:
+    try:
+        answer = api.get(f"/v1/films/{job}")
+    except httpx2.TransportError:
+        return "unknown"
+    return str(answer.json()["status"]) if answer.status_code == 200 else "unknown"
+
+
+def kill_actor(title: str, mark: str) -> None:
+    """End a process that Ray names so, of those that this test has started."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            is_ours = process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE
+            if is_ours and process.cmdline()[:1] == [f"ray::{title}"]:
+                process.kill()
+                return
+    raise AssertionError(f"there is no process {title}")
 
 
 @pytest.mark.slow
