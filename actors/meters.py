@@ -7,6 +7,7 @@ Ray serves them on every node (`ray metrics launch-prometheus`, or the port that
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from farm.control import Control
 from farm.task import STAGES, Attempt
 
+log = logging.getLogger(__name__)
 LOOK_S = 5.0
 TASK_BOUNDS_S = [0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600]
 STORE_BOUNDS_S = [0.002, 0.01, 0.05, 0.2, 1, 5, 30]
@@ -104,7 +106,10 @@ class Meters:
 
     async def keep_looking(self, control: Control) -> None:
         while True:
-            self.look(control)
+            try:
+                self.look(control)
+            except Exception:  # metrics are not worth a controller, nor the rest of the metrics
+                log.exception("the gauges could not be set")
             await asyncio.sleep(LOOK_S)
 
 

@@ -46,17 +46,18 @@ from .stopping import StopRequest
 
 MOST_OPEN = 90  # films at once; a controller remembers 100 that have ended
 POLL_S, FLUSH_S, FLUSH_ROWS = 0.5, 10.0, 200
-ASK_TIMEOUT_S, LOST_S = 60.0, 120.0
+ASK_TIMEOUT_S, LOST_S = 300.0, 600.0  # planning against a distant store takes a while
 SCHEMA = pa.schema(
     [("row", pa.int64()), ("status", pa.string()), ("job", pa.string()), ("film", pa.string())]
-    + [(name, pa.float64()) for name in ("film_s", "wall_s", "gpu_s", "cost")] + [("error", pa.string())]
+    + [(name, pa.float64()) for name in ("film_s", "wall_s", "gpu_s", "cost")]
+    + [("error", pa.string()), ("storyboard", pa.string())]
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Result:
     """How a row ended: completed, failed, canceled, or refused, which is bad input; seconds of film, of waiting and of
-    GPUs."""
+    GPUs; which storyboard it was, by its hash: a row whose storyboard has changed since has no result."""
 
     row: int
     status: str
@@ -67,6 +68,7 @@ class Result:
     gpu_s: float = 0.0
     cost: float = 0.0
     error: str = ""
+    storyboard: str = ""
 
 
 class Results:
@@ -76,17 +78,17 @@ class Results:
         self.fs, self.root = fsspec.core.url_to_fs(uri)
         self.uri, self.rows, self.flushed_at = uri, list[Result](), time.monotonic()
 
-    def done(self) -> dict[int, str]:
-        """The status of each row that has a result."""
+    def done(self) -> dict[tuple[int, str], str]:
+        """The status of each row that has a result, by its number and its storyboard's hash."""
         try:
             names = [n for n in self.fs.ls(self.root, detail=False) if str(n).endswith(".parquet")]
         except FileNotFoundError:
             return {}
-        tables = [pq.read_table(io.BytesIO(self.fs.cat_file(n)), columns=["row", "status"]) for n in sorted(names)]
-        return {row: status for t in tables for row, status in zip(*(c.to_pylist() for c in t.columns), strict=True)}
+        columns = ["row", "storyboard", "status"]
+        tables = [pq.read_table(io.BytesIO(self.fs.cat_file(n)), columns=columns) for n in sorted(names)]
+        return {(r["row"], r["storyboard"]): r["status"] for t in tables for r in t.to_pylist()}
 
-    def add(self, result: Result) -> None:
-        self.rows.append(result)
+    def flush_in_time(self) -> None:
         if len(self.rows) >= FLUSH_ROWS or time.monotonic() - self.flushed_at > FLUSH_S:
             self.flush()
 
@@ -146,6 +148,7 @@ class Open:
     wish: Wish
     film_s: float
     since: float
+    storyboard: str
 
 
 class Driver:
@@ -167,23 +170,24 @@ class Driver:
         """Render what has no result yet. Returns how many rows ended in which way, those of earlier runs included."""
         known = self.results.done()
         again = {"failed", "canceled"} if self.args.again else set()
-        left = [row for row in reversed(rows) if row.number not in known or known[row.number] in again]
+        ended = {row.number: known.get((row.number, self._hash_of(row)), "") for row in rows}
+        left = [row for row in reversed(rows) if ended[row.number] in {"", *again}]
         open_films: dict[str, Open] = {}
-        counts = {row.number: known[row.number] for row in rows if known.get(row.number, "") not in {"", *again}}
-        if known:
-            print(f"farm: {len(rows) - len(left)} of {len(rows)} rows have results", file=sys.stderr)
-        with StopRequest() as stop:
-            while (left or open_films) and not stop.asked:
-                while left and len(open_films) < self.args.max_open and not stop.asked:
-                    row = left.pop()
-                    begun = self._begin(row, open_films)
-                    if begun is not None:
-                        counts[row.number] = begun.status
-                        self.results.add(begun)
-                for result in self._ended(open_films):
-                    counts[result.row] = result.status
-                    self.results.add(result)
-                time.sleep(POLL_S)
+        counts = {number: status for number, status in ended.items() if status not in {"", *again}}
+        if counts:
+            print(f"farm: {len(counts)} of {len(rows)} rows have results", file=sys.stderr)
+        try:
+            with StopRequest() as stop:
+                while (left or open_films) and not stop.asked:
+                    made = self._ended(open_films)
+                    while left and len(open_films) < self.args.max_open and not stop.asked:
+                        begun = self._begin(left.pop(), open_films)
+                        made += [begun] if begun is not None else []
+                    counts |= {result.row: result.status for result in made}
+                    self.results.rows += made
+                    self.results.flush_in_time()
+                    time.sleep(POLL_S)
+        finally:
             self.results.flush()
         if is_local and self.controller is not None:
             import ray
@@ -197,20 +201,32 @@ class Driver:
 
     def _begin(self, row: Row, open_films: dict[str, Open]) -> Result | None:
         """Submit a row's film; its result where there is one already: a fault of the row, or a film that exists."""
+        told = self._hash_of(row)
         try:
             job, plan, container, files = self._plan(row)
+            write_job(self.store, job, files)
         except InputError as e:
-            return Result(row.number, "refused", error=str(e)[:4000])
+            return Result(row.number, "refused", error=str(e)[:4000], storyboard=told)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as e:  # whatever a table may hold
+            return Result(row.number, "refused", error=f"{type(e).__name__}: {e}"[:4000], storyboard=told)
         wish = Wish(job.id, container, False, self.farm, self.args.priority, at=time.time())
         film_s = job.film.num_delivered / job.film.output_fps
-        write_job(self.store, job, files)
         write_plan(self.store, job, plan, variant=container)
+        film = Open(row, wish, film_s, time.time(), told)
         if not tasks_to_run(plan.tasks, plan.targets, self.store.has):
-            film = publish_film(self.store, job, plan)
-            return Result(row.number, "completed", job.id, film, film_s)
-        open_films[f"{wish.name}#{row.number}"] = Open(row, wish, film_s, time.time())
+            path = publish_film(self.store, job, plan)
+            return self._result(film, {"status": "completed", "film": path, "errors": []})
+        open_films[f"{wish.name}#{row.number}"] = film
         self._submit(wish)
         return None
+
+    def _hash_of(self, row: Row) -> str:
+        """Of a row's storyboard; of its values where it has none that could be read."""
+        try:
+            text = storyboard_of(row, self.template)
+        except (InputError, ArithmeticError, LookupError, TypeError, ValueError):
+            text = repr(sorted(row.values.items(), key=lambda item: str(item[0])))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def _plan(self, row: Row) -> tuple[Job, Plan, str, dict[str, Path]]:
         text = storyboard_of(row, self.template)
@@ -237,7 +253,9 @@ class Driver:
             try:
                 self._ask("submit", asdict(wish), door=self.door)
                 return
-            except (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError) as e:  # Ray starts it again
+            except (
+                ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError
+            ) as e:  # fmt: skip  # Ray starts it again
                 if time.monotonic() > end:
                     raise RenderError(f"the farm's controller does not answer: {e}") from e
                 time.sleep(POLL_S)
@@ -278,7 +296,7 @@ class Driver:
         return Result(
             film.row.number, view["status"], film.wish.job, view["film"] if is_good else "",
             film.film_s if is_good else 0.0, time.time() - film.since, sum(a.gpu_s for a in attempts), cost,
-            "" if is_good else "; ".join(view["errors"])[:4000],
+            "" if is_good else "; ".join(view["errors"])[:4000], film.storyboard,
         )  # fmt: skip
 
     def _ask(self, method: str, *values: Any, **named: Any) -> Any:

@@ -16,15 +16,15 @@ from typing import Any
 
 from farm.errors import InputError, Problem, RenderError
 from farm.jobs import write_job
-from farm.journal import Wish, look_at_lease, read_attempts, read_log, read_standing, write_order, write_wish
-from farm.pools import pools_as_json
+from farm.journal import Wish, look_at_lease, read_attempts, read_log, write_order, write_wish
 from farm.states import ENDED
 from farm.store import Store
+from farm.submission import where_is
 from farm.why import write_plan
 
 from .answer import Answer
 from .deliver import Target
-from .order import farm_name, open_store, read_order
+from .order import open_store, read_order
 
 AGE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -51,7 +51,7 @@ def add_commands(command: Any) -> None:
     submit = reached("submit", run_submit, "hand a storyboard to a farm that serves a store, and do not wait")
     submit.add_argument("storyboard", type=Path, metavar="STORYBOARD")
     submit.add_argument("--priority", type=int, default=50, metavar="N", help="0 to 100; default: 50")
-    submit.add_argument("--pools", type=Path, metavar="FILE", help="with --store: the pools of the farm that serves it")
+    submit.add_argument("--pools", type=Path, metavar="FILE", help="with --store: pools to check it against")
     submit.add_argument("--model", help="with --store: render with this model instead")
     wait = reached("wait", run_wait, "wait until a job has ended; exit code 0 where it is completed, else 3")
     wait.add_argument("job", metavar="JOB")
@@ -196,8 +196,10 @@ def submit_to_store(args: argparse.Namespace) -> str:
     order.store.create()
     write_job(order.store, order.job, order.files)
     write_plan(order.store, order.job, order.plan, variant=order.container)
-    farm, _ = farm_name(order.store, pools_as_json(order.pools))
-    write_wish(order.store, Wish(order.job.id, order.container, False, farm, args.priority, "", time.time()))
+    now = time.time()
+    write_wish(order.store, Wish(order.job.id, order.container, False, "", args.priority, "", now))
+    if where_is(order.store, order.job.id).state in ENDED:  # it was rendered before: again, for what is missing now
+        write_order(order.store, order.job.id, "requeue", by=getpass.getuser(), at=now)
     return order.job.id
 
 
@@ -211,14 +213,16 @@ def run_wait(args: argparse.Namespace, answer: Answer) -> int:
     client, told = _server(args), ""
     end = None if args.timeout_s is None else time.monotonic() + args.timeout_s
     store = None if client else _opened(args)
+    if store is not None and "job.json" not in store.names(f"jobs/{args.job}"):
+        raise InputError(f"there is no job {args.job!r} in the store {store.uri}")
     while True:
         if client:
             film = client.show(args.job)
             status, reason = str(film.status), film.reason
         else:
             assert store is not None
-            standing = read_standing(store, args.job)
-            status, reason = standing.state or "queued", standing.reason
+            told_now = where_is(store, args.job)
+            status, reason = told_now.state, told_now.reason
         if f"{status}: {reason}" != told:
             told = f"{status}: {reason}"
             print(f"farm: {args.job} is {status}{': ' if reason else ''}{reason}", file=sys.stderr)

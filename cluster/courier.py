@@ -28,7 +28,7 @@ from .fetching import Answer, check_url, request
 
 log = logging.getLogger(__name__)
 LOOK_S = 2.0
-TRIES, FIRST_WAIT_S, MAX_WAIT_S = 12, 5.0, 6 * 3600.0  # a day and a half in all
+TRIES, FIRST_WAIT_S, MAX_WAIT_S = 12, 5.0, 6 * 3600.0  # a day, almost, in all
 PREFIX = "whsec_"
 Send = Callable[..., Answer]
 
@@ -58,7 +58,7 @@ def signed(key: bytes, *, name: str, at: int, body: bytes) -> dict[str, str]:
 
 
 def keep_webhook(store: Store, job: str, url: str) -> None:
-    """Note that somebody wants to be told of a film's end; before its submission is answered."""
+    """Note that somebody wants to be told of a film's end; before its submission is answered, and after it was kept."""
     store.put_record(f"webhooks/{job}.json", {"url": url, "tries": 0, "next_at": 0.0})
 
 
@@ -78,29 +78,38 @@ def deliver_due(store: Store, key: bytes, *, now: float, send: Send = request) -
     """Tell of every film that has ended, where it is time for another try. Returns how many were delivered."""
     delivered = 0
     for name in store.names("webhooks"):
-        if not name.endswith(".json"):
-            continue
-        path = f"webhooks/{name}"
-        record = store.record(path)
-        one = read_submission(store, name.removesuffix(".json"))
-        if one is None:  # deleted
-            store.remove(path)
-            continue
-        told = where(store, one)
-        if record["next_at"] > now or told.state not in ENDED:
-            continue
-        event = {
-            "object": "event", "type": f"{one.kind}.{told.state}", "created_at": int(told.ended_at or now),
-            "data": {"id": f"video_{one.job}" if one.kind == "video" else one.job, "status": told.state,
-                     "reason": told.reason, "title": one.title, "seconds": one.seconds},
-        }  # fmt: skip
-        event["id"] = f"evt_{one.job}_{told.state}_{int(told.ended_at or 0)}"
-        if _is_taken(send, record["url"], key, event, now):
-            store.remove(path)
-            delivered += 1
-        else:
-            _put_off(store, path, record, now)
+        if name.endswith(".json"):
+            try:
+                delivered += _deliver(store, name, key, now, send)
+            except (ValueError, KeyError, TypeError) as e:  # of one record: the others must not wait for it
+                log.warning("webhooks/%s cannot be delivered: %s", name, e)
     return delivered
+
+
+def _deliver(store: Store, name: str, key: bytes, now: float, send: Send) -> bool:
+    path, job = f"webhooks/{name}", name.removesuffix(".json")
+    record = store.record(path)
+    if record["next_at"] > now:
+        return False
+    one = read_submission(store, job)
+    if one is None:
+        if "deleted.json" in store.names(f"jobs/{job}"):
+            store.remove(path)
+        return False
+    told = where(store, one)
+    if told.state not in ENDED:
+        return False
+    event = {
+        "object": "event", "type": f"{one.kind}.{told.state}", "created_at": int(told.ended_at or now),
+        "data": {"id": f"video_{one.job}" if one.kind == "video" else one.job, "status": told.state,
+                 "reason": told.reason, "title": one.title, "seconds": one.seconds},
+    }  # fmt: skip
+    event["id"] = f"evt_{one.job}_{told.state}_{int(told.ended_at or 0)}"
+    if _is_taken(send, record["url"], key, event, now):
+        store.remove(path)
+        return True
+    _put_off(store, path, record, now)
+    return False
 
 
 def _is_taken(send: Send, url: str, key: bytes, event: Mapping[str, Any], now: float) -> bool:

@@ -17,6 +17,7 @@ from farm.journal import read_log
 from farm.states import ENDED, JOB_STATES
 from farm.submission import Submission, Where
 
+from .guard import parse_json
 from .incoming import Incoming, incoming
 from .media import TYPES, send_file
 from .service import Forbidden, NotFound, NotReady, Prepared, Service
@@ -110,10 +111,9 @@ def caller_of(request: Request) -> Caller:
 
 async def film_answer(service: Service, one: Submission) -> FilmAnswer:
     """A film as it stands now: by its controller where one renders it, else by the store."""
-    live = await service.live(one)
     told: Where = await asyncio.to_thread(service.where, one)
-    view = live if live is not None and "done" in live and told.state not in ENDED else {}
-    return answer_of(one, told, view)
+    live = None if told.state in ENDED else await service.live(one)
+    return answer_of(one, told, live if live is not None and "done" in live else {})
 
 
 def answer_of(one: Submission, told: Where, view: dict[str, Any]) -> FilmAnswer:
@@ -134,10 +134,13 @@ def answer_of(one: Submission, told: Where, view: dict[str, Any]) -> FilmAnswer:
     )  # fmt: skip
 
 
-async def _prepared(service: Service, made: Incoming) -> Prepared:
+async def _prepared(service: Service, made: Incoming, request: Request) -> Prepared:
+    is_json = request.headers["content-type"].partition(";")[0].strip().lower() == "application/json"
     raw = made.raw
     if not raw and "storyboard" in made.fields:
         raw = made.fields["storyboard"].encode()
+    elif is_json:  # JSON writes some characters as pairs, which YAML does not know
+        raw = json.dumps(parse_json(raw), ensure_ascii=False).encode("utf-8", "surrogatepass")
     if unknown := sorted(made.fields.keys() - {"storyboard"}):
         raise InputError(f"the form must have the field storyboard and files alone, got {unknown[0][:100]!r}")
     return await asyncio.to_thread(service.prepare, raw, made.files, made.folder)
@@ -153,7 +156,7 @@ async def submit_film(
     if not caller.may_submit:
         raise Forbidden(f"the role {caller.role} may not submit films")
     async with incoming(request, service.limits, kinds=KINDS) as made:
-        prepared = await _prepared(service, made)
+        prepared = await _prepared(service, made, request)
         one, is_new = await asyncio.to_thread(
             service.submit, prepared, caller, kind="film", priority=priority, key=idempotency_key, webhook=webhook
         )
@@ -167,7 +170,7 @@ async def estimate_film(request: Request) -> EstimateAnswer:
     """What a storyboard would take, before it is submitted. Writes nothing."""
     service = service_of(request)
     async with incoming(request, service.limits, kinds=KINDS) as made:
-        prepared = await _prepared(service, made)
+        prepared = await _prepared(service, made, request)
         told = await asyncio.to_thread(service.estimate, prepared)
     return EstimateAnswer(**told, warnings=list(prepared.warnings))
 

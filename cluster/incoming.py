@@ -64,7 +64,7 @@ async def incoming(request: Request, limits: Limits, *, kinds: tuple[str, ...]) 
 
 async def _read_form(request: Request, made: Incoming, limits: Limits) -> None:
     try:
-        form = request.form(max_files=limits.max_images, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
+        form = request.form(max_files=limits.max_images + 1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
         async with form as told:
             for name, value in told.multi_items():
                 if isinstance(value, UploadFile):
@@ -91,7 +91,10 @@ def _keep(field_name: str, upload: UploadFile, made: Incoming, limits: Limits) -
     if name in made.files or name == "storyboard":
         raise InputError(Problem(f"a file's name must be there once, got {name!r} twice", field_name))
     path = made.folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise InputError(Problem(f"{name!r} must not lie in another file", field_name)) from None
     is_lora = name.endswith(".safetensors")
     most = limits.max_body_bytes if is_lora else limits.max_image_bytes
     with path.open("xb") as out:
@@ -143,4 +146,5 @@ async def copied(store: Store, job: str, image: str | None) -> AsyncIterator[Inc
 
 def _copy(store: Store, job: str, path: Path) -> None:
     (shot,) = read_job(store, job).film.shots
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(store.read(source_task(shot.files[0])))

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from farm.store import Store
 
 PIECE_BYTES = 512 * 1024
-RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 TYPES = {"mp4": "video/mp4", "mkv": "video/x-matroska", "webm": "video/webm", "mov": "video/quicktime"}
 SHEET_FRAMES, SHEET_HEIGHT_PX = 12, 128
 
@@ -28,25 +28,29 @@ async def send_file(request: Request, store: Store, path: str, *, name: str) -> 
     kind = TYPES.get(path.rsplit(".", 1)[-1], "application/octet-stream")
     headers = {"Accept-Ranges": "bytes", "Content-Disposition": f'attachment; filename="{name}"'}
     asked = request.headers.get("range")
-    first, last = range_of(asked, size) if asked else (0, size - 1)
-    if asked:
+    part = range_of(asked, size) if asked else None
+    first, last = part or (0, size - 1)
+    if part:
         headers["Content-Range"] = f"bytes {first}-{last}/{size}"
     headers["Content-Length"] = str(last - first + 1)
     body = _pieces(store, path, first, last)
-    return StreamingResponse(body, 206 if asked else 200, headers, media_type=kind)
+    return StreamingResponse(body, 206 if part else 200, headers, media_type=kind)
 
 
-def range_of(asked: str, size: int) -> tuple[int, int]:
-    """First and last byte of one range.
+def range_of(asked: str, size: int) -> tuple[int, int] | None:
+    """First and last byte of one range; None where the whole is to be sent.
 
     Raises:
-        HTTPException: 416, where there is no such part; several ranges at once are not served.
+        HTTPException: 416, where there is no such part.
     """
     found = RANGE.fullmatch(asked.strip())
-    first, last = 0, -1
-    if found and found[1]:
+    if found is None or not (found[1] or found[2]):  # not understood, or several: RFC 9110 lets us send the whole
+        return None
+    if found[1]:
         first, last = int(found[1]), min(int(found[2]) if found[2] else size - 1, size - 1)
-    elif found and found[2]:
+        if found[2] and int(found[2]) < first:
+            return None
+    else:
         first, last = max(0, size - int(found[2])), size - 1
     if last < first:
         told = f"Range must lie in {size} bytes, got {asked[:100]!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from farm.access import ROLES, add_key, list_keys, revoke_key
+from farm.access import ROLES, add_key, list_keys, note_change, revoke_key
 from farm.admission import Limits, load_limits
 from farm.checkpoint import find_checkpoint
 from farm.errors import InputError, Problem, RenderError
@@ -58,10 +59,12 @@ def run_keys(args: argparse.Namespace, answer: Answer) -> int:
     elif args.what == "add":
         store.create()
         print(add_key(store, args.name, args.role, at=now))
+        note_change(store, at=now, by=getpass.getuser(), what=f"add the key {args.name} ({args.role})")
         print(f"farm: this key of {args.name} ({args.role}) is shown once", file=sys.stderr)
     else:
         store.check()
         revoke_key(store, args.name, at=now)
+        note_change(store, at=now, by=getpass.getuser(), what=f"revoke the key {args.name}")
         print(f"farm: the key of {args.name} is revoked", file=sys.stderr)
     return 0
 
@@ -71,10 +74,11 @@ def run_serve(args: argparse.Namespace, answer: Answer) -> int:
     address = args.address or os.environ.get("RAY_ADDRESS") or None
     store = open_store(args.store)
     store.check()
-    is_loopback = args.host in LOOPBACK
-    if not is_loopback and not list_keys(store):
-        told = f"--host must be 127.0.0.1 while there is no key, got {args.host}; add one: farm keys add NAME --role R"
-        raise InputError(Problem(told, "--host"))
+    is_open = args.host in LOOPBACK and address is None  # a cluster's proxies may listen elsewhere already
+    if not is_open and not list_keys(store):
+        must = "--host must be 127.0.0.1, without --address," if address is None else "--address must not be given"
+        told = f"{must} while there is no key, got {args.host if address is None else address}"
+        raise InputError(Problem(f"{told}; add one: farm keys add NAME --role R", "--host"))
     if not 1 <= args.port <= 65535:
         raise InputError(Problem(f"--port must be from 1 to 65535, got {args.port}", "--port"))
     if args.replicas < 1:
@@ -96,7 +100,7 @@ def run_serve(args: argparse.Namespace, answer: Answer) -> int:
         options = {
             "store": str(Path(store.root).absolute()) if store.is_local else store.uri, "pools": pools_as_json(pools),
             "models": [str(Path(m).resolve()) if Path(m).is_dir() else m for m in models], "names": models,
-            "limits": limits.model_dump(), "is_open": is_loopback, "webhook_secret": secret,
+            "limits": limits.model_dump(), "is_open": is_open, "webhook_secret": secret,
         }  # fmt: skip
         return _serve(args, connection, options)
 
@@ -131,7 +135,7 @@ def _serve(args: argparse.Namespace, connection: Connection, options: dict[str, 
         return 130
     finally:
         with suppress(Exception):  # whatever is left of it ends with Ray
-            serve.shutdown()
+            serve.shutdown() if connection.is_local else serve.delete(APP_NAME)
         if connection.is_local:
             with suppress(ray.exceptions.RayError):
                 ray.get(controller.close.remote(), timeout=10)

@@ -7,9 +7,13 @@ by the farm's controller and its pools. A replica holds nothing that another one
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +31,12 @@ from .courier import Courier, check_secret
 from .films_api import router as films
 from .guard import Guard, error_response, tell_errors
 from .order import farm_name
-from .service import Service, View
+from .service import Service
 from .videos_api import router as videos
 
+log = logging.getLogger(__name__)
+LINK_S = 10.0  # between looks whether the controller lives
+IO_THREADS = 32  # of a replica: they wait for the store
 VIEW_TIMEOUT_S = 3.0
 VIEW_FRESH_S = 0.2  # many who look at one film ask its controller once
 MAX_ONGOING = 1000  # requests of a replica at once, event streams included
@@ -40,7 +47,14 @@ DESCRIPTION = "Storyboards become films. Sizes in px, times in seconds since the
 def make_app(service: Service) -> FastAPI:
     """The application around one service; also for tests, without Ray."""
 
-    app = FastAPI(title="Longtake", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None)
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IO_THREADS))
+        yield
+
+    app = FastAPI(
+        title="Longtake", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan
+    )
     app.state.service = service
 
     @app.get("/healthz", tags=["server"])
@@ -67,34 +81,45 @@ def make_app(service: Service) -> FastAPI:
     return app
 
 
-def view_of(farm: str, uri: str, pools: dict[str, Any]) -> View:
-    """The controller's view of a film. One that is gone is started again, and finds its films in the store."""
-    import ray
+class Link:
+    """The controller of a farm, as a server reaches it. A thread starts it, and starts it again; requests never wait
+    for that."""
 
-    from actors.controller import start_controller
+    def __init__(self, farm: str, uri: str, pools: dict[str, Any]) -> None:
+        self.what = (farm, uri, pools)
+        self.handle: Any = None
+        self.seen: dict[str, tuple[float, dict[str, Any] | None]] = {}
+        threading.Thread(target=self._keep, daemon=True).start()
 
-    seen: dict[str, tuple[float, dict[str, Any] | None]] = {}
-    handle: list[Any] = []
+    def _keep(self) -> None:
+        import ray
 
-    async def view(name: str) -> dict[str, Any] | None:
+        from actors.controller import start_controller
+
+        while True:
+            try:
+                self.handle = start_controller(*self.what, adopts=True)
+            except (ray.exceptions.RayError, TimeoutError) as e:
+                self.handle = None
+                log.warning("the controller does not answer: %s", type(e).__name__)
+            time.sleep(LINK_S)
+
+    async def view(self, name: str) -> dict[str, Any] | None:
+        """A rendering as its controller sees it; None where it has none, or does not answer."""
+        import ray
+
         now = time.monotonic()
-        if name in seen and now - seen[name][0] < VIEW_FRESH_S:
-            return seen[name][1]
+        if self.handle is None:
+            return None
+        if name in self.seen and now - self.seen[name][0] < VIEW_FRESH_S:
+            return self.seen[name][1]
         told: dict[str, Any] | None = None
-        try:
-            if not handle:
-                handle.append(await asyncio.to_thread(start_controller, farm, uri, pools, adopts=True))
-            told = await asyncio.wait_for(_answer(handle[0].view.remote(name)), VIEW_TIMEOUT_S)
-        except (TimeoutError, ray.exceptions.GetTimeoutError):
-            pass
-        except ray.exceptions.RayError:
-            handle.clear()
-        if len(seen) > 10_000:
-            seen.clear()
-        seen[name] = (now, told)
+        with suppress(TimeoutError, ray.exceptions.RayError):
+            told = await asyncio.wait_for(_answer(self.handle.view.remote(name)), VIEW_TIMEOUT_S)
+        if len(self.seen) > 10_000:
+            self.seen.clear()
+        self.seen[name] = (now, told)
         return told
-
-    return view
 
 
 async def _answer(ref: Any) -> dict[str, Any]:
@@ -114,7 +139,7 @@ def app_from(options: Mapping[str, Any]) -> FastAPI:
     places = zip(options.get("names") or options["models"], options["models"], strict=True)
     models = {name: replace(find_checkpoint(place, beside=Path.cwd()), name=name) for name, place in places}
     service = Service(
-        store, farm, pools, models, Limits(**options["limits"]), view_of(farm, uri, options["pools"]),
+        store, pools, models, Limits(**options["limits"]), Link(farm, uri, options["pools"]).view,
         webhook_secret=options["webhook_secret"], is_open=options["is_open"],
     )  # fmt: skip
     return make_app(service)
@@ -162,7 +187,7 @@ def build(args: dict[str, Any]) -> Any:
         find_checkpoint(model, beside=Path.cwd())
     pools = pools_as_json(load_pools(Path(args["pools"])))
     options = {
-        "store": store.uri, "pools": pools, "models": models, "limits": limits.model_dump(), "webhook_secret": secret,
-        "is_open": False,
+        "store": farm_name(store, pools)[1], "pools": pools, "models": models, "limits": limits.model_dump(),
+        "webhook_secret": secret, "is_open": False,
     }  # fmt: skip
     return application(options, replicas=int(args.get("replicas", 2)))

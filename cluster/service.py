@@ -6,6 +6,7 @@ be several, and none of them holds anything that another one lacks. Methods bloc
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import threading
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from farm.access import Caller, Keyring, note_change
-from farm.admission import Bucket, Limits, Usage, over_limits, over_quota
+from farm.admission import Bucket, Limits, Usage, over_limits, over_quota, too_large
 from farm.checkpoint import Checkpoint
 from farm.document import Document, Place, dotted, read_document, suggest
-from farm.errors import FarmError, InputError, Problem
+from farm.errors import FarmError, InputError, Problem, StoreError
 from farm.film import container_of, job_id_of
 from farm.gangs import check_gangs
 from farm.jobs import Job, read_job
@@ -38,6 +39,7 @@ from farm.why import write_plan
 
 from .courier import check_webhook, keep_webhook
 
+log = logging.getLogger(__name__)
 UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,4}")  # no dots alone
 LEDGER_FRESH_S = 60.0
 ENDED_FRESH_S = 5.0  # a film that has ended may be revived by another server
@@ -81,7 +83,6 @@ class Service:
     """One server's view of one farm."""
 
     store: Store
-    farm: str
     pools: dict[str, Pool]
     models: dict[str, Checkpoint]  # by the name that callers use
     limits: Limits
@@ -149,6 +150,9 @@ class Service:
         if name not in self.models:
             raise InputError(Problem(f"model must be one of {', '.join(self.models)}, got {name!r}", "model"))
         others = {n: self.models[n] for place, n in names_in(document.data) if place[-1] == "model"}
+        fps = (draft.top.fps if draft.top else None) or self.models[name].card.fps
+        if told := too_large(draft.shots, fps, self.limits):  # before anything is cut into chunks
+            raise InputError(*told)
         try:
             resolved = resolve(draft, self.models[name], others=others)
         except InputError as e:
@@ -200,11 +204,11 @@ class Service:
         with self._room_for(submission, caller):
             job = replace(content, id=name)
             write_plan(self.store, job, prepared.plan, variant=prepared.container)
-            wish = Wish(name, prepared.container, False, self.farm, priority, caller.name)
+            wish = Wish(name, prepared.container, False, "", priority, caller.name)
+            kept = keep(self.store, submission, job, prepared.files, wish)
             if webhook:
                 keep_webhook(self.store, name, webhook)
-            kept = keep(self.store, submission, job, prepared.files, wish)
-        note_change(self.store, at=at, by=caller.name, what="submit", job=name)
+        self._note(caller, "submit", name, at)
         return kept, kept.at == at
 
     def _room_for(self, submission: Submission, caller: Caller) -> Any:
@@ -244,8 +248,13 @@ class Service:
 
     def _unknown_names(self, document: Document, uploads: Mapping[str, Path]) -> list[Problem]:
         """Models that this server does not offer, and files that did not come with the request."""
-        found = []
-        for place, name in names_in(document.data):
+        found: list[Problem] = []
+        used = list(names_in(document.data))
+        num_files = sum(place[-1] != "model" for place, _ in used)
+        if num_files > self.limits.max_images:
+            most = f"must be at most {self.limits.max_images} on this server, got {num_files}"
+            return [Problem(f"the number of times that pictures are used {most}", "shots")]
+        for place, name in used:
             is_model = place[-1] == "model"
             if name in (self.models if is_model else uploads):
                 continue
@@ -361,11 +370,9 @@ class Service:
         """
         found = self.find_to_change(job, caller)
         at = self.now()
-        give_order(
-            self.store, found, order, by=caller.name, at=at, farm=self.farm, priority=priority, everything=everything
-        )
+        give_order(self.store, found, order, by=caller.name, at=at, priority=priority, everything=everything)
         self.ended.pop(job, None)
-        note_change(self.store, at=at, by=caller.name, what=order, job=job)
+        self._note(caller, order, job, at)
         return found
 
     def delete(self, job: str, caller: Caller) -> Submission:
@@ -377,23 +384,35 @@ class Service:
         found = self.find_to_change(job, caller)
         at = self.now()
         if where(self.store, found).state not in ENDED:
-            give_order(self.store, found, "cancel", by=caller.name, at=at, farm=self.farm)
+            give_order(self.store, found, "cancel", by=caller.name, at=at)
         delete(self.store, found, at=at)
-        self.open_jobs.get(found.by, {}).pop(job, None)
-        note_change(self.store, at=at, by=caller.name, what="delete", job=job)
+        with self.lock:
+            self.open_jobs.get(found.by, {}).pop(job, None)
+        self._note(caller, "delete", job, at)
         return found
+
+    def _note(self, caller: Caller, what: str, job: str, at: float) -> None:
+        """What is done is done: a store that refuses the note of it must not make it look as if it were not."""
+        try:
+            note_change(self.store, at=at, by=caller.name, what=what, job=job)
+        except (OSError, StoreError) as e:
+            log.warning("%s of %s by %s could not be noted: %s", what, job, caller.name, e)
 
 
 class _Reservation:
     """See `Service._room_for`."""
 
     def __init__(self, service: Service, submission: Submission, caller: Caller) -> None:
-        self.service, self.submission, self.caller = service, submission, caller
+        self.service, self.submission, self.caller, self.is_ours = service, submission, caller, True
 
     def __enter__(self) -> None:
         s, one, limits = self.service, self.submission, self.service.limits
         with s.lock:
-            told = over_quota(s.usage(self.caller), one.seconds, limits)
+            usage = s.usage(self.caller)
+            if one.job in s.open_jobs[self.caller.name]:  # it comes again
+                self.is_ours = False
+                return
+            told = over_quota(usage, one.seconds, limits)
             if told:  # look again before refusing: films may have ended
                 s._forget_ended(self.caller)
                 told = over_quota(s.usage(self.caller), one.seconds, limits)
@@ -402,7 +421,7 @@ class _Reservation:
             s.open_jobs[self.caller.name][one.job] = one.seconds
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if error is not None:
+        if error is not None and self.is_ours:
             with self.service.lock:
                 self.service.open_jobs[self.caller.name].pop(self.submission.job, None)
 

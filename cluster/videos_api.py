@@ -7,7 +7,7 @@ left out, the model's card decides.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -224,7 +224,7 @@ def _fetched(service: Service, url: str, made: Incoming) -> str:
         raise InputError(
             Problem("input_reference must be a file of a form; this server fetches no addresses", "input_reference")
         )
-    path = made.folder / f"fetched-{secrets.token_hex(4)}"
+    path = made.folder / f"fetched-{hashlib.sha256(url.encode()).hexdigest()[:16]}"  # the same request, the same name
     path.write_bytes(fetch(url, max_bytes=service.limits.max_image_bytes))
     check_picture(path, service.limits, key="input_reference")
     made.files[path.name] = path

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ from .errors import InputError, Problem
 from .film import Film
 from .journal import Wish
 from .store import Store
-from .storyboard import MAX_IMAGE_PX, Strict
+from .storyboard import MAX_IMAGE_PX, Shot, Strict
 
 MIB = 2**20
 MAX_OPEN = 64  # films that one controller renders at once; the others wait in the store
@@ -94,6 +94,18 @@ def over_limits(film: Film, limits: Limits) -> list[Problem]:
     longest = max((len(p.encode()) for p in prompts), default=0)
     most("shots", "a prompt with its style, in bytes,", limits.max_prompt_bytes, longest)
     return found
+
+
+def too_large(shots: Sequence[tuple[int, Shot]], fps: float, limits: Limits) -> list[Problem]:
+    """What is too much about a storyboard, before it is cut into chunks; `over_limits` looks at all of the film."""
+    if len(shots) > limits.max_shots:
+        told = f"must be at most {limits.max_shots} on this server, got {len(shots)}"
+        return [Problem(f"the number of shots {told}", "shots")]
+    frames = sum(shot.frames if shot.frames is not None else (shot.seconds or 0.0) * fps for _, shot in shots)
+    if frames > limits.max_frames:
+        told = f"must be at most {limits.max_frames} on this server, got {frames:.0f}"
+        return [Problem(f"all frames together {told}", "shots")]
+    return []
 
 
 @dataclass(frozen=True)
@@ -186,11 +198,3 @@ class Waiting:
                     continue
             wishes.append(self.known[name][0])
         return wishes
-
-
-def usage_of(rows: Iterable[Mapping[str, Any]]) -> Usage:
-    """Args:
-    rows: a key's films that have not ended, with `seconds`.
-    """
-    seconds = [float(row["seconds"]) for row in rows]
-    return Usage(sum(seconds), len(seconds))

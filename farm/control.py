@@ -83,7 +83,6 @@ class Control:
         self.watches: dict[str, Watch] = {}  # of others' leases
         self.gates: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by job: comes and goes one at a time
         self.background: dict[asyncio.Task[Any], None] = {}  # in order, so that a simulated world lives again as it did
-        self.foreign: set[str] = set()  # wishes of other farms
         self.on_end: Callable[[str, int, float], None] = lambda outcome, frames, seconds: None  # of a film
         self.ticks = 0
         self.is_open = False
@@ -197,9 +196,11 @@ class Control:
 
     async def _begin(self, lead: Lead, wish: Wish, *, is_new: bool, revive: bool) -> None:
         standing, requeues = lead.journal.standing, dict[str, bool]()  # order: whether everything is meant
+        past: list[str] = []  # orders that a later requeue has made void
         if is_new and not standing.is_open:
             waiting = await self.io(new_orders, self.store, wish.job, standing.orders)
             requeues = {name: bool(told["everything"]) for name, told in waiting if told["order"] == "requeue"}
+            past = [name for name, told in waiting if told["order"] != "requeue" and name < max(requeues, default="")]
             revive = revive or standing.state is None  # submitted to the store alone
             if not requeues and not revive:  # its end was written, and what comes after it was not
                 return await self._leave(lead, wish)
@@ -217,7 +218,7 @@ class Control:
             self.work.know(tried, forgiven=standing.forgiven)
         if is_new and lead.state in (None, *ENDED) and (revive or requeues):
             lead.move("submit", f"submitted to {self.owner.name}")
-        for name in requeues:
+        for name in (*past, *requeues):
             lead.note(order=name)
         await lead.written()
         if self.leads.get(wish.job) is not lead:
@@ -515,14 +516,14 @@ class Control:
 
     async def _adopt(self) -> None:
         """Take on what was submitted to this farm and nobody drives, as far as there is room."""
-        known = {name for name in self.renderings if self._is_active(name)} | self.foreign
+        known = {name for name in self.renderings if self._is_active(name)}
         wishes = await self.io(self.waiting.look, known)
         self.watches = {job: watch for job, watch in self.watches.items() if any(w.job == job for w in wishes)}
-        self.foreign |= {w.name for w in wishes if w.farm != self.farm}
-        working = [x for x in self.leads.values() if x.state != "paused"]
+        doors = {r.job.id for r in self.renderings.values() if r.followers}  # whoever waits there keeps count
+        working = [x for x in self.leads.values() if x.state != "paused" and x.job not in doors]
         open_by = Counter(r.wish.by for r in self.renderings.values() if not r.is_over)
         room = self.max_open - len(working)
-        ours = in_turn([w for w in wishes if w.farm == self.farm], open_by)
+        ours = in_turn([w for w in wishes if w.farm in ("", self.farm)], open_by)
         for wish in ours:
             if room <= 0:
                 break
@@ -533,12 +534,28 @@ class Control:
                 held = await self.submit(wish, stale=stale)
             except InputError as e:  # its job is gone, or was written by another version
                 log.warning("%s is not rendered: %s", wish.name, e)
-                await self.io(drop_wish, self.store, wish)
+                await self.io(self._refuse, wish, str(e))
+                continue
+            except (LookupError, TypeError, ValueError):  # of one job's records: the others must not wait for it
+                log.exception("%s is not rendered", wish.name)
                 continue
             if held is None:
                 room -= 1
             else:
                 self.watches.setdefault(wish.job, Watch(held, clock())).look(held, clock())
+
+    def _refuse(self, wish: Wish, reason: str) -> None:
+        """Have a job that cannot be begun end, where it is there at all, and take it from the queue."""
+        if "job.json" in self.store.names(f"jobs/{wish.job}"):
+            journal = take_lease(self.store, wish.job, self.owner, now=self.now, is_dead=self.is_dead)
+            if isinstance(journal, Held):
+                return
+            if not journal.standing.is_open:
+                journal.move("submit", f"submitted to {self.owner.name}")
+            if journal.standing.state in ("queued", "active", "paused"):
+                journal.move("fail", reason[:2000])
+            journal.release()
+        drop_wish(self.store, wish)
 
     def spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

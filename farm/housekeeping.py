@@ -151,7 +151,10 @@ def _referred_to(store: Store) -> tuple[set[str], set[str]]:
     protected: set[str] = set()
     for job in job_ids(store):
         try:
-            plans = [n for n in store.names(f"jobs/{job}") if n.startswith("plan.")]
+            names = store.names(f"jobs/{job}")
+            if "deleted.json" in names:
+                continue
+            plans = [n for n in names if n.startswith("plan.")]
             keys = {str(row[3]) for name in plans for row in json.loads(store.cat(f"jobs/{job}/{name}"))}
             if not plans:  # submitted in another way: what has been tried is what we know
                 keys = {a.task for a in read_attempts(store, job)}

@@ -257,7 +257,7 @@ def new_orders(store: Store, job: str, done: set[str]) -> list[tuple[str, Record
 
 @dataclass(frozen=True)
 class Wish:
-    """A job to be rendered: in which container, with stills or not, and by which farm."""
+    """A job to be rendered: in which container, with stills or not, and by which farm: any, where it names none."""
 
     job: str
     container: str

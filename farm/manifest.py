@@ -19,7 +19,7 @@ import fsspec
 import pyarrow.parquet as pq
 import yaml
 
-from .document import read_document
+from .document import Loader, read_document
 from .errors import InputError, Problem
 
 STORYBOARD = "storyboard"  # the column of a whole storyboard, where there is no template
@@ -35,6 +35,7 @@ class Row:
     number: int
     values: Mapping[str, Any]
     place: str
+    is_text: bool = False  # CSV: numbers come as texts
 
 
 def read_manifest(uri: str) -> list[Row]:
@@ -59,7 +60,7 @@ def read_manifest(uri: str) -> list[Row]:
     rows = _rows_of(data, path.rsplit(".", 1)[-1], uri)
     if not rows:
         raise InputError(f"the manifest {uri!r} has no rows")
-    return [Row(i, values, f"{uri}: row {i}") for i, values in enumerate(rows)]
+    return [Row(i, values, f"{uri}: row {i}", path.endswith(".csv")) for i, values in enumerate(rows)]
 
 
 def _read_folder(fs: Any, path: str, uri: str) -> list[Row]:
@@ -104,7 +105,9 @@ class Template:
         Raises:
             InputError: the template names a column that the row lacks, or holds a lone brace.
         """
-        return yaml.safe_dump(_filled(self.data, row), allow_unicode=True, sort_keys=False, width=1000)
+        return json.dumps(
+            _filled(self.data, row), ensure_ascii=False, indent=1
+        )  # which is YAML, and reads as it is meant
 
 
 def storyboard_of(row: Row, template: Template | None) -> str:
@@ -147,19 +150,17 @@ def _text(text: str, row: Row) -> Any:
             raise InputError(Problem(f"the template's {{{name}}} must be a column: {known}", file=row.place))
     if len(parts) == 1 and not parts[0][0]:
         value = row.values[str(parts[0][1])]
-        return ABSENT if value is None or value == "" else _number(value)
+        return ABSENT if value is None or value == "" else _number(value) if row.is_text else value
     return "".join(literal + ("" if name is None else _plain(row.values[name])) for literal, name, _, _ in parts)
 
 
-def _number(value: Any) -> Any:
-    """CSV has texts alone: one that is a number to YAML is one here."""
-    if not isinstance(value, str):
-        return value
+def _number(text: Any) -> Any:
+    """A text of CSV that is a number in a storyboard is one here."""
     try:
-        read = yaml.safe_load(value)
+        read = yaml.load(text, Loader=Loader)  # plain scalars of YAML 1.2 alone
     except yaml.YAMLError:
-        return value
-    return read if isinstance(read, int | float) and not isinstance(read, bool) else value
+        return text
+    return read if isinstance(read, int | float) and not isinstance(read, bool) else text
 
 
 def _plain(value: Any) -> str:

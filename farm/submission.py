@@ -109,27 +109,34 @@ def _from_json(data: Mapping[str, Any]) -> Submission:
 
 
 def where(store: Store, submission: Submission) -> Where:
+    return where_is(store, submission.job, priority=submission.priority)
+
+
+def where_is(store: Store, job: str, *, priority: int = 50) -> Where:
     """Where a film stands by its journal, and by the orders that nobody has carried out yet."""
-    standing = read_standing(store, submission.job)
-    priority = submission.priority if standing.priority is None else standing.priority
-    if standing.state is not None:
-        return Where(standing.state, standing.reason, priority, standing.at if standing.state in ENDED else None)
-    state, reason, ended_at = "queued", "", None
-    for _, order in new_orders(store, submission.job, set()):
-        kind = order["order"]
-        if kind == "cancel":
-            state, reason, ended_at = "canceled", f"canceled by order of {order['by']}", order["at"]
-        elif kind in ("requeue", "resume"):
-            state, reason, ended_at = "queued", "", None
+    standing = read_standing(store, job)
+    priority = priority if standing.priority is None else standing.priority
+    state, reason = standing.state or "queued", standing.reason
+    ended_at = standing.at if state in ENDED else None
+    if standing.is_open:
+        return Where(state, reason, priority)
+    for _, order in new_orders(store, job, standing.orders):
+        kind, by = order["order"], order["by"]
+        if kind == "requeue":
+            state, reason, ended_at = "queued", f"requeued by order of {by}", None
+        elif kind == "cancel" and state not in ENDED:
+            state, reason, ended_at = "canceled", f"canceled by order of {by}", order["at"]
         elif kind == "pause" and state == "queued":
-            state, reason = "paused", f"paused by order of {order['by']}"
+            state, reason = "paused", f"paused by order of {by}"
+        elif kind == "resume" and state == "paused":
+            state, reason = "queued", ""
         elif kind == "priority":
             priority = order["priority"]
     return Where(state, reason, priority, ended_at)
 
 
 def give_order(
-    store: Store, submission: Submission, order: str, *, by: str, at: float, farm: str, priority: int | None = None,
+    store: Store, submission: Submission, order: str, *, by: str, at: float, priority: int | None = None,
     everything: bool = False,
 ) -> None:  # fmt: skip
     """Ask for something to be done about a film. One that nobody has begun leaves the queue when it is canceled, and
@@ -138,7 +145,7 @@ def give_order(
     if read_standing(store, submission.job).state is not None:
         return
     place = submission.priority if priority is None else priority
-    wish = Wish(submission.job, submission.container, False, farm, place, submission.by, submission.at)
+    wish = Wish(submission.job, submission.container, False, "", place, submission.by, submission.at)
     if order == "cancel":
         drop_wish(store, wish)
     elif order == "priority" and f"{wish.name}.json" in store.names("queue"):

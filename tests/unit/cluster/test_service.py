@@ -51,7 +51,7 @@ def service_on(store: Store, *, is_open: bool = True, **limits: Any) -> Service:
     models = {"builtin": find_checkpoint("builtin", beside=Path())}
     pools = default_pools(num_cpus=2, num_gpus=0)
     told = {"requests_per_s": 10_000.0} | limits
-    return Service(store, "farm", pools, models, Limits(**told), nobody, is_open=is_open, now=Clock())
+    return Service(store, pools, models, Limits(**told), nobody, is_open=is_open, now=Clock())
 
 
 def client_of(service: Service, *, key: str = "") -> TestClient:
@@ -90,7 +90,7 @@ def test_a_film_is_durable_when_the_answer_comes(client: TestClient, store: Stor
     assert (film["status"], film["priority"], film["frames"], film["by"]) == ("queued", 70, 17, "local")
     assert answer.headers["location"] == f"/v1/films/{film['id']}"
     wish = store.record(f"queue/{film['id']}.mp4.json")
-    assert (wish["job"], wish["by"], wish["priority"], wish["farm"]) == (film["id"], "local", 70, "farm")
+    assert (wish["job"], wish["by"], wish["priority"], wish["farm"]) == (film["id"], "local", 70, "")
     assert store.cat(f"jobs/{film['id']}/storyboard.yaml").decode() == BOARD
     assert client.get(f"/v1/films/{film['id']}").json() == film
 
@@ -216,7 +216,10 @@ def test_films_are_sent_whole_and_by_ranges(client: TestClient, store: Store) ->
     for asked, part in (("bytes=5-9", data[5:10]), ("bytes=-7", data[-7:]), ("bytes=1279990-", data[1279990:])):
         answer = client.get(f"/v1/films/{job}/content", headers={"range": asked})
         assert (answer.status_code, answer.content) == (206, part)
-    for asked in ("bytes=1280000-", "bytes=9-5", "bytes=a-b", "bytes=0-1,4-5"):
+    for asked in ("bytes=9-5", "bytes=a-b", "bytes=0-1,4-5", "bytes=-", "lines=1-2", "bytes=" + "9" * 5000 + "-"):
+        answer = client.get(f"/v1/films/{job}/content", headers={"range": asked})
+        assert (answer.status_code, answer.content == data) == (200, True)
+    for asked in ("bytes=1280000-", "bytes=-0"):
         answer = client.get(f"/v1/films/{job}/content", headers={"range": asked})
         assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{len(data)}")
 
@@ -498,3 +501,25 @@ def test_webhooks_are_refused_where_there_are_none_and_where_they_must_not_go(st
         answer = submit(client, params={"webhook": url})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "webhook")
     assert files_of(store) == []
+
+
+def test_what_is_far_too_large_is_refused_before_it_is_cut_into_chunks(client: TestClient, store: Store) -> None:
+    shot = "{id: a, prompt: a ball, frames: 10000000, continuity: {context: none, chunk_frames: 1, overlap_frames: 0}}"
+    answer = submit(client, f"shots: [{shot}]")
+    assert "all frames together must be at most 100000 on this server, got 10000000" in answer.text
+    many = "\n".join(f"  - {{id: s{i}, prompt: a ball, frames: 1}}" for i in range(501))
+    assert "the number of shots must be at most 500" in submit(client, f"shots:\n{many}\n").text
+    uses = ", ".join(["hill.png"] * 8)
+    shots = "\n".join(f"  - {{id: s{i}, prompt: a ball, frames: 17, references: [{uses}]}}" for i in range(9))
+    answer = client.post("/v1/films", data={"storyboard": f"shots:\n{shots}\n"}, files={"files": ("hill.png", png())})
+    assert "pictures are used must be at most 64 on this server, got 72" in answer.text
+    assert files_of(store) == []
+
+
+def test_json_may_hold_characters_in_pairs(client: TestClient) -> None:
+    board = {
+        "title": "A \U0001f600 ball",
+        "shots": [{"id": "a", "prompt": "a red ball rolls over grass", "frames": 17}],
+    }
+    answer = client.post("/v1/films", content=json.dumps(board), headers={"content-type": "application/json"})
+    assert answer.json()["title"] == board["title"]

@@ -63,6 +63,15 @@ def test_what_is_no_column_is_refused(text: str) -> None:
         template.fill(Row(0, ROWS[0], "here"))
 
 
+def test_numbers_of_csv_are_those_of_a_storyboard(tmp_path: Path) -> None:
+    (tmp_path / "films.csv").write_text("a,b,c,d,e\n021,1:30,17,0.5,yes\n")
+    (row,) = read_manifest(str(tmp_path / "films.csv"))
+    template = Template(json.dumps({k: f"{{{k}}}" for k in "abcde"}).encode(), file="t.yaml")
+    assert json.loads(template.fill(row)) == {"a": "021", "b": "1:30", "c": 17, "d": 0.5, "e": "yes"}
+    told = Template(json.dumps({"title": "{name}"}).encode(), file="t.yaml").fill(Row(0, {"name": "1984"}, "here"))
+    assert json.loads(told) == {"title": "1984"}  # a text of JSON lines stays one
+
+
 def test_a_folder_of_storyboards(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("title: b")
     (tmp_path / "a.yaml").write_text("title: a")
