@@ -561,11 +561,20 @@ def faults_of(seed: int) -> list[str]:
     return [f"seed {seed}: {fault}" for fault in World(seed).run()]
 
 
-def faults_of_many(seeds: Sequence[int]) -> Iterator[str]:
-    """What goes wrong in many worlds, which live on all cores that nobody else needs."""
-    with ProcessPoolExecutor(initializer=_be_humble) as pool:
-        for faults in pool.map(faults_of, seeds, chunksize=20):
+def faults_of_many(seeds: Sequence[int], *, lived: Callable[[int], bool] = lambda count: True) -> Iterator[str]:
+    """What goes wrong in many worlds, which live on all cores that nobody else needs.
+
+    Args:
+        lived: is told how many have lived so far; the others do not any more where it says False.
+    """
+    pool = ProcessPoolExecutor(initializer=_be_humble)
+    try:
+        for count, faults in enumerate(pool.map(faults_of, seeds, chunksize=5), start=1):
             yield from faults
+            if not lived(count):
+                return
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _be_humble() -> None:
