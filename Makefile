@@ -17,7 +17,9 @@ test: install  # unit tests on all cores; then those that start Ray, one after a
 	$(BIN)/pytest -q -m "not slow and not gpu" tests/integration
 
 test-slow: install  # the simulated worlds live in the time that those who wait for Ray leave
-	$(BIN)/pytest -q -n 2 --dist loadgroup -m "slow and not gpu"
+	$(BIN)/pytest -q -m "slow and not gpu" tests/unit & worlds=$$!; \
+	$(BIN)/pytest -q -m "slow and not gpu" tests/integration; others=$$?; \
+	wait $$worlds; exit $$(( $$? || others ))
 
 check: install
 	$(BIN)/ruff format --check .
