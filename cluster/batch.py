@@ -129,9 +129,9 @@ def run_batch(args: argparse.Namespace, answer: Answer) -> int:
         if told := cannot_fit(pools, [this_machine(pools)]):
             raise InputError(*in_pools_file(told, args.pools))
     store.create()
-    with closing(Connection(address, pools or {})) as connection:
+    with closing(Connection(address, pools or {})) as connection, StopRequest() as stop:
         driver = Driver(args, store, pools or made_pools(on_cluster=True), template)
-        counts = driver.run(rows, is_local=connection.is_local)
+        counts = driver.run(rows, stop, is_local=connection.is_local)
     answer.data = {"results": driver.results.uri, "rows": len(rows), **counts}
     told_counts = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
     print(f"farm: {len(rows)} rows: {told_counts}; results in {driver.results.uri}", file=sys.stderr)
@@ -166,7 +166,7 @@ class Driver:
         self.door = this_process().name
         self.controller: Any = None
 
-    def run(self, rows: list[Row], *, is_local: bool) -> dict[str, int]:
+    def run(self, rows: list[Row], stop: StopRequest, *, is_local: bool) -> dict[str, int]:
         """Render what has no result yet. Returns how many rows ended in which way, those of earlier runs included."""
         known = self.results.done()
         again = {"failed", "canceled"} if self.args.again else set()
@@ -177,16 +177,15 @@ class Driver:
         if counts:
             print(f"farm: {len(counts)} of {len(rows)} rows have results", file=sys.stderr)
         try:
-            with StopRequest() as stop:
-                while (left or open_films) and not stop.asked:
-                    made = self._ended(open_films)
-                    while left and len(open_films) < self.args.max_open and not stop.asked:
-                        begun = self._begin(left.pop(), open_films)
-                        made += [begun] if begun is not None else []
-                    counts |= {result.row: result.status for result in made}
-                    self.results.rows += made
-                    self.results.flush_in_time()
-                    time.sleep(POLL_S)
+            while (left or open_films) and not stop.asked:
+                made = self._ended(open_films)
+                while left and len(open_films) < self.args.max_open and not stop.asked:
+                    begun = self._begin(left.pop(), open_films)
+                    made += [begun] if begun is not None else []
+                counts |= {result.row: result.status for result in made}
+                self.results.rows += made
+                self.results.flush_in_time()
+                time.sleep(POLL_S)
         finally:
             self.results.flush()
         if is_local and self.controller is not None:

@@ -96,16 +96,16 @@ def run_serve(args: argparse.Namespace, answer: Answer) -> int:
         if told_pools:
             raise InputError(*in_pools_file(told_pools, args.pools))
     store.create()
-    with closing(Connection(address, pools)) as connection:
+    with closing(Connection(address, pools)) as connection, StopRequest() as stop:
         options = {
             "store": str(Path(store.root).absolute()) if store.is_local else store.uri, "pools": pools_as_json(pools),
             "models": [str(Path(m).resolve()) if Path(m).is_dir() else m for m in models], "names": models,
             "limits": limits.model_dump(), "is_open": is_open, "webhook_secret": secret,
         }  # fmt: skip
-        return _serve(args, connection, options)
+        return _serve(args, connection, options, stop)
 
 
-def _serve(args: argparse.Namespace, connection: Connection, options: dict[str, Any]) -> int:
+def _serve(args: argparse.Namespace, connection: Connection, options: dict[str, Any], stop: StopRequest) -> int:
     import ray
     from ray import serve
 
@@ -128,9 +128,8 @@ def _serve(args: argparse.Namespace, connection: Connection, options: dict[str, 
             raise RenderError(f"the server could not be started on {args.host}:{args.port}: {reason}") from e
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(f"farm: serving http://{host}:{args.port} (store {uri})", file=sys.stderr, flush=True)
-        with StopRequest() as stop:
-            while not stop.asked:
-                time.sleep(LOOK_S)
+        while not stop.asked:
+            time.sleep(LOOK_S)
         print("farm: stopping; films that have not ended go on with the next start", file=sys.stderr)
         return 130
     finally:

@@ -99,7 +99,7 @@ def test_forty_rows_whose_driver_dies_twice(tmp_path: Path) -> None:
             else:
                 process.send_signal(number)
                 told.append(finish(process, timeout_s=60))
-                assert told[0].code == 130, told[0].told
+                assert told[0].code == 130, (told[0].code, told[0].told)
         done = farm(*command, "--address", cluster.address, timeout_s=500)
     assert done.code == 0, done.told
     rows = results(tmp_path)
