@@ -31,7 +31,7 @@ from farm.simulate import SECONDS, World, faults_of_many
 from farm.simulated import Instance, SimReplica
 
 ROOT = Path(__file__).parents[3]
-SLOW_S = 35 * 60.0
+SLOW_S = 25 * 60.0
 
 
 def seed_of_commit() -> int:
@@ -64,7 +64,7 @@ def test_ten_thousand_worlds_end_well() -> None:
 
     assert not list(faults_of_many(mixed, lived=lived))
     print(f"{counts[0]} worlds")
-    assert counts[0] == len(mixed) or counts[0] >= 3000
+    assert counts[0] == len(mixed) or counts[0] >= 1000
 
 
 def test_worlds_are_large_and_break_often_enough() -> None:
