@@ -14,6 +14,7 @@ import io
 import os
 import sys
 import time
+from collections import Counter
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,13 +27,12 @@ import pyarrow.parquet as pq
 from actors.identity import this_process
 from farm.checkpoint import find_checkpoint
 from farm.errors import InputError, Problem, RenderError
-from farm.film import container_of, job_id_of
-from farm.gangs import check_gangs
+from farm.film import container_of
 from farm.jobs import Job, publish_film, write_job
 from farm.journal import Wish, read_attempts, read_standing
 from farm.manifest import Row, Template, read_manifest, storyboard_of
-from farm.plan import Plan, make_plan, tasks_to_run
-from farm.pools import Pool, cannot_fit, check_options, check_served, load_pools, numerics, pools_as_json
+from farm.plan import Plan, tasks_to_run
+from farm.pools import Pool, load_pools, pools_as_json
 from farm.resolve import resolve
 from farm.states import ENDED
 from farm.store import Store
@@ -40,8 +40,8 @@ from farm.storyboard import parse_storyboard
 from farm.why import write_plan
 
 from .answer import Answer
-from .hardware import Connection, this_machine
-from .order import farm_name, in_pools_file, made_pools, models_of_shots, open_store
+from .hardware import Connection
+from .order import check_cluster, check_this_machine, farm_name, made_pools, models_of_shots, open_store, plan_job
 from .stopping import StopRequest
 
 MOST_OPEN = 90  # films at once; a controller remembers 100 that have ended
@@ -126,11 +126,12 @@ def run_batch(args: argparse.Namespace, answer: Answer) -> int:
     pools = load_pools(args.pools) if args.pools else None
     if address is None:
         pools = pools or made_pools(on_cluster=False)
-        if told := cannot_fit(pools, [this_machine(pools)]):
-            raise InputError(*in_pools_file(told, args.pools))
+        check_this_machine(pools, args.pools)
     store.create()
     with closing(Connection(address, pools or {})) as connection, StopRequest() as stop:
-        driver = Driver(args, store, pools or made_pools(on_cluster=True), template)
+        pools = pools or made_pools(on_cluster=True)
+        check_cluster(pools, args.pools)
+        driver = Driver(args, store, pools, template)
         counts = driver.run(rows, stop, is_local=connection.is_local)
     answer.data = {"results": driver.results.uri, "rows": len(rows), **counts}
     told_counts = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
@@ -162,7 +163,8 @@ class Driver:
         self.results = Results(
             args.results or f"{self.uri.rstrip('/')}/batches/{name_of(args.manifest, args.template)}"
         )
-        self.beside = args.template.parent if args.template else Path(args.manifest)
+        manifest = Path(args.manifest)
+        self.beside = args.template.parent if args.template else manifest if manifest.is_dir() else manifest.parent
         self.door = this_process().name
         self.controller: Any = None
 
@@ -193,10 +195,7 @@ class Driver:
 
             with suppress(ray.exceptions.RayError):
                 self._ask("close")
-        told: dict[str, int] = {}
-        for status in counts.values():
-            told[status] = told.get(status, 0) + 1
-        return told
+        return dict(Counter(counts.values()))
 
     def _begin(self, row: Row, open_films: dict[str, Open]) -> Result | None:
         """Submit a row's film; its result where there is one already: a fault of the row, or a film that exists."""
@@ -235,11 +234,8 @@ class Driver:
         resolved = resolve(draft, checkpoint, others=others, model_problems=problems)
         film, models = resolved.film, resolved.models
         container = container_of("", film.codec)
-        plan = make_plan(film, models, numerics(self.pools), container=container, stills=False)
-        check_options(self.pools, (m.card for m in models))
-        check_gangs(self.pools, plan, models)
-        check_served(self.pools, (task.stage for task in plan.tasks.values()))
-        return Job(job_id_of(film, *models), film, models, text), plan, container, resolved.files
+        job, plan, _ = plan_job(film, models, text, self.pools, container=container)
+        return job, plan, container, resolved.files
 
     def _submit(self, wish: Wish) -> None:
         """Raises:

@@ -22,21 +22,31 @@ from typing import Any
 
 from actors.identity import is_dead, this_process
 from farm.errors import InputError, Problem, RenderError, StoreError
-from farm.jobs import publish_film, read_seams, write_job
+from farm.jobs import publish_film, read_seams
 from farm.journal import Held, Watch, Wish, look_at_lease, read_standing
 from farm.plan import tasks_to_run
-from farm.pools import cannot_fit, lacking_packages, load_pools, pools_as_json, without_kinds
+from farm.pools import load_pools, pools_as_json
 from farm.states import ENDED
 from farm.store import Store
 from farm.storyboard import json_schema
-from farm.why import reasons, summary, write_plan
+from farm.why import reasons, summary
 
 from . import serve
 from .answer import Answer
 from .commands import add_commands
 from .deliver import Target, deliver, read_target
-from .hardware import Connection, this_machine
-from .order import Order, farm_name, in_pools_file, look_again, open_store, read_order, with_requeued
+from .hardware import Connection
+from .order import (
+    Order,
+    check_cluster,
+    check_this_machine,
+    farm_name,
+    keep_job,
+    look_again,
+    open_store,
+    read_order,
+    with_requeued,
+)
 from .stopping import StopRequest
 from .tables import model_rows, model_table, plan_table
 
@@ -160,8 +170,7 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
                 order = look_again(order, answer)
         if order.missing:
             if address is None:
-                _refuse(lacking_packages(order.pools), order)
-                _refuse(cannot_fit(without_kinds(order.pools), [this_machine(order.pools)]), order)
+                check_this_machine(order.pools, order.pools_file)
                 order.store.create()
             connection = connection or stack.enter_context(closing(Connection(address, order.pools)))
             view = render_missing(order, connection, stale=stale)
@@ -196,13 +205,6 @@ def run_render(args: argparse.Namespace, answer: Answer) -> int:
     return answer.finish(0)
 
 
-def keep_job(order: Order) -> None:
-    """Put into the store what rendering needs, and what the next plan compares itself with."""
-    write_job(order.store, order.job, order.files)
-    stills = ".stills" if order.plan.stills else ""
-    write_plan(order.store, order.job, order.plan, variant=f"{order.container}{stills}")
-
-
 def tell_unfinished(order: Order, view: dict[str, Any], answer: Answer) -> int:
     tasks = order.plan.tasks
     done = len(tasks) - len(tasks_to_run(tasks, order.plan.targets, order.store.has))
@@ -224,10 +226,8 @@ def render_missing(order: Order, connection: Connection, *, stale: Held | None) 
     """
     import ray
 
-    from actors.pool import can_grow, cluster_nodes
-
     try:
-        _refuse([] if can_grow() else cannot_fit(order.pools, cluster_nodes()), order)
+        check_cluster(order.pools, order.pools_file)
         order.store.create()
         keep_job(order)
         with StopRequest() as stop:  # after ray.init, which installs handlers of its own
@@ -235,12 +235,6 @@ def render_missing(order: Order, connection: Connection, *, stale: Held | None) 
     except ray.exceptions.RayError as e:
         reason = str(e).strip().splitlines()[-1]
         raise RenderError(f"the farm's controller failed: {reason}; the same command goes on from what exists") from e
-
-
-def _refuse(told: list[Problem], order: Order) -> None:
-    """Refuse pools that can never be placed, with their line in the pools file where there is one."""
-    if told:
-        raise InputError(*in_pools_file(told, order.pools_file))
 
 
 def drive(order: Order, stop: StopRequest, connection: Connection, *, stale: Held | None) -> dict[str, Any]:

@@ -24,8 +24,8 @@ import httpx2
 from farm.document import read_document
 from farm.errors import InputError, Problem, RenderError
 from farm.states import ENDED
+from farm.storyboard import names_in
 
-from .service import names_in
 from .shapes import EstimateAnswer, FilmAnswer, FilmList, TaskList
 
 TRIES, WAIT_S = 6, 1.0
@@ -36,16 +36,13 @@ LOOK_S = 2.0  # between looks at a film that is waited for
 class Client:
     """One server. Its methods raise InputError where the request is at fault, RenderError where the server is."""
 
-    def __init__(
-        self, url: str, key: str | None = None, *, timeout_s: float = TIMEOUT_S, transport: Any = None
-    ) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         """Args:
         url: of the server, without a path.
-        transport: another way to reach it, for tests.
         """
         headers = {"authorization": f"Bearer {key}"} if key else {}
         try:
-            self.http = httpx2.Client(base_url=url, headers=headers, timeout=timeout_s, transport=transport)
+            self.http = httpx2.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
         except httpx2.InvalidURL as e:
             raise InputError(Problem(f"--url must be the URL of a server, got {url!r}: {e}", "--url")) from None
         self.url = url

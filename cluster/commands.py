@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from farm.errors import InputError, Problem, RenderError
-from farm.jobs import write_job
 from farm.journal import Wish, look_at_lease, read_attempts, read_log, write_order, write_wish
 from farm.states import ENDED
 from farm.store import Store
 from farm.submission import where_is
-from farm.why import write_plan
 
 from .answer import Answer
 from .deliver import Target
-from .order import open_store, read_order
+from .order import keep_job, open_store, read_order
 
 AGE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -171,7 +169,7 @@ def run_show(args: argparse.Namespace, answer: Answer) -> int:
 
 
 def run_submit(args: argparse.Namespace, answer: Answer) -> int:
-    """Over HTTP, or into a store, where a farm that serves it with the same pools finds it."""
+    """Over HTTP, or into a store, where any farm that serves it finds it."""
     _check_priority(args.priority)
     if client := _server(args):
         with client:
@@ -194,8 +192,7 @@ def submit_to_store(args: argparse.Namespace) -> str:
     for warning in order.warnings:
         print(f"farm: warning: {warning}", file=sys.stderr)
     order.store.create()
-    write_job(order.store, order.job, order.files)
-    write_plan(order.store, order.job, order.plan, variant=order.container)
+    keep_job(order)
     now = time.time()
     write_wish(order.store, Wish(order.job.id, order.container, False, "", args.priority, "", now))
     if where_is(order.store, order.job.id).state in ENDED:  # it was rendered before: again, for what is missing now

@@ -20,13 +20,12 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from farm.access import LOCAL, Caller
+from farm.access import LOCAL, LOOPBACK, Caller
 from farm.errors import InputError, Problem, StoreError
 from farm.submission import AlreadyUsed
 
 from .service import Forbidden, NotFound, NotReady, Service, TooMuch
 
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 OPEN_PATHS = {"/healthz", "/readyz", "/openapi.json"}  # what says nothing about films
 KINDS = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",

@@ -14,20 +14,31 @@ from typing import Any
 from farm.checkpoint import Checkpoint, find_checkpoint
 from farm.document import Place, read_document
 from farm.errors import InputError, Problem
-from farm.film import container_of, job_id_of
+from farm.film import Film, container_of, job_id_of
 from farm.gangs import check_gangs
-from farm.jobs import Job
+from farm.jobs import Job, write_job
 from farm.journal import new_orders, read_standing
 from farm.parallel import Estimate
 from farm.plan import Plan, make_plan, tasks_to_run
-from farm.pools import Pool, check_options, check_served, default_pools, load_pools, numerics
+from farm.pools import (
+    Pool,
+    cannot_fit,
+    check_options,
+    check_served,
+    default_pools,
+    lacking_packages,
+    load_pools,
+    numerics,
+    without_kinds,
+)
 from farm.resolve import as_draft, only_shots, resolve
 from farm.store import Store
 from farm.storyboard import Draft, load_storyboard
+from farm.why import write_plan
 
 from .answer import Answer
 from .deliver import Target
-from .hardware import num_cpus, num_gpus
+from .hardware import num_cpus, num_gpus, this_machine
 
 
 def open_store(uri: str | None) -> Store:
@@ -79,18 +90,59 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
     container = container_of(target.suffix, film.codec)
     store = open_store(args.store)
     store.check()
-    job = Job(job_id_of(film, *models), film, models, args.storyboard.read_text("utf-8-sig"))
-    plan = make_plan(film, models, numerics(pools), container=container, stills=target.folder is not None)
-    check_options(pools, (m.card for m in models))
+    text = args.storyboard.read_text("utf-8-sig")
     try:
-        gangs = check_gangs(pools, plan, models)
+        job, plan, gangs = plan_job(film, models, text, pools, container=container, stills=target.folder is not None)
     except InputError as e:
         raise InputError(*in_pools_file(e.problems, args.pools)) from None
-    check_served(pools, (task.stage for task in plan.tasks.values()))
     missing = tasks_to_run(plan.tasks, plan.targets, store.has)
     answer.tell_film(film, job.id)
     answer.data["tasks"] |= {"total": len(plan.tasks), "reused": len(plan.tasks) - len(missing)}
     return Order(job, plan, pools, args.pools, store, container, missing, resolved.warnings, resolved.files, gangs)
+
+
+def plan_job(
+    film: Film, models: Sequence[Checkpoint], storyboard: str, pools: Mapping[str, Pool], *, container: str,
+    stills: bool = False,
+) -> tuple[Job, Plan, dict[str, Estimate]]:  # fmt: skip
+    """A film as a job with its plan, checked against the pools; and how those of several ranks would share it.
+
+    Raises:
+        InputError: the pools cannot render it.
+    """
+    job = Job(job_id_of(film, *models), film, tuple(models), storyboard)
+    plan = make_plan(film, models, numerics(pools), container=container, stills=stills)
+    check_options(pools, (m.card for m in models))
+    gangs = check_gangs(pools, plan, models)
+    check_served(pools, (task.stage for task in plan.tasks.values()))
+    return job, plan, gangs
+
+
+def keep_job(order: Order) -> None:
+    """Put into the store what rendering needs, and what the next plan compares itself with."""
+    write_job(order.store, order.job, order.files)
+    stills = ".stills" if order.plan.stills else ""
+    write_plan(order.store, order.job, order.plan, variant=f"{order.container}{stills}")
+
+
+def check_this_machine(pools: Mapping[str, Pool], pools_file: Path | None) -> None:
+    """Raises:
+    InputError: the local Ray that would be started can never hold these pools, or lacks what they need.
+    """
+    told = lacking_packages(pools) or cannot_fit(without_kinds(pools), [this_machine(pools)])
+    if told:
+        raise InputError(*in_pools_file(told, pools_file))
+
+
+def check_cluster(pools: Mapping[str, Pool], pools_file: Path | None) -> None:
+    """Raises:
+    InputError: the connected cluster is fixed and can never hold these pools.
+    """
+    from actors.pool import can_grow, cluster_nodes
+
+    told = [] if can_grow() else cannot_fit(pools, cluster_nodes())
+    if told:
+        raise InputError(*in_pools_file(told, pools_file))
 
 
 def in_pools_file(problems: Sequence[Problem], path: Path | None) -> list[Problem]:

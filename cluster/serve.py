@@ -12,20 +12,17 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from farm.access import ROLES, add_key, list_keys, note_change, revoke_key
+from farm.access import LOOPBACK, ROLES, add_key, list_keys, note_change, revoke_key
 from farm.admission import Limits, load_limits
-from farm.checkpoint import find_checkpoint
 from farm.errors import InputError, Problem, RenderError
-from farm.pools import cannot_fit, default_pools, lacking_packages, load_pools, pools_as_json, without_kinds
+from farm.pools import load_pools, pools_as_json
 
 from .answer import Answer
-from .courier import check_secret
-from .hardware import Connection, num_cpus, num_gpus, this_machine
-from .order import farm_name, in_pools_file, open_store
+from .hardware import Connection
+from .order import check_cluster, check_this_machine, farm_name, made_pools, open_store
 from .stopping import StopRequest
 
 LOOK_S = 0.2
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def add_commands(command: Any) -> None:
@@ -83,26 +80,18 @@ def run_serve(args: argparse.Namespace, answer: Answer) -> int:
         raise InputError(Problem(f"--port must be from 1 to 65535, got {args.port}", "--port"))
     if args.replicas < 1:
         raise InputError(Problem(f"--replicas must be at least 1, got {args.replicas}", "--replicas"))
-    secret = os.environ.get("LONGTAKE_WEBHOOK_SECRET", "")
-    if secret:
-        check_secret(secret)
+    from .serve_app import options_of  # FastAPI, which other commands can do without
+
     limits = load_limits(args.limits) if args.limits else Limits()
-    pools = load_pools(args.pools) if args.pools else default_pools(num_cpus=num_cpus(), num_gpus=num_gpus())
-    models = args.model or ["builtin"]
-    for name in models:
-        find_checkpoint(name, beside=Path.cwd())
+    options = options_of(store, args.model or ["builtin"], limits, is_open=is_open)
+    pools = load_pools(args.pools) if args.pools else None if address else made_pools(on_cluster=False)
     if address is None:
-        told_pools = lacking_packages(pools) or cannot_fit(without_kinds(pools), [this_machine(pools)])
-        if told_pools:
-            raise InputError(*in_pools_file(told_pools, args.pools))
+        check_this_machine(pools or {}, args.pools)
     store.create()
-    with closing(Connection(address, pools)) as connection, StopRequest() as stop:
-        options = {
-            "store": str(Path(store.root).absolute()) if store.is_local else store.uri, "pools": pools_as_json(pools),
-            "models": [str(Path(m).resolve()) if Path(m).is_dir() else m for m in models], "names": models,
-            "limits": limits.model_dump(), "is_open": is_open, "webhook_secret": secret,
-        }  # fmt: skip
-        return _serve(args, connection, options, stop)
+    with closing(Connection(address, pools or {})) as connection, StopRequest() as stop:
+        pools = pools or made_pools(on_cluster=True)
+        check_cluster(pools, args.pools)
+        return _serve(args, connection, options | {"pools": pools_as_json(pools)}, stop)
 
 
 def _serve(args: argparse.Namespace, connection: Connection, options: dict[str, Any], stop: StopRequest) -> int:

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -131,18 +131,35 @@ def app_from(options: Mapping[str, Any]) -> FastAPI:
     """The application of one replica, from plain values.
 
     Args:
-        options: `store`, `pools`, `models` (folders, hub ids or builtin), `names` (what callers call these, where that
-            is something else), `limits`, `webhook_secret`, `is_open`.
+        options: of `options_of`, and `pools`.
     """
     store, pools = Store(options["store"]), pools_from_json(options["pools"])
     farm, uri = farm_name(store, options["pools"])
-    places = zip(options.get("names") or options["models"], options["models"], strict=True)
+    places = zip(options["names"], options["models"], strict=True)
     models = {name: replace(find_checkpoint(place, beside=Path.cwd()), name=name) for name, place in places}
     service = Service(
         store, pools, models, Limits(**options["limits"]), Link(farm, uri, options["pools"]).view,
         webhook_secret=options["webhook_secret"], is_open=options["is_open"],
     )  # fmt: skip
     return make_app(service)
+
+
+def options_of(store: Store, models: Sequence[str], limits: Limits, *, is_open: bool) -> dict[str, Any]:
+    """What replicas are told, but for the pools; paths are made absolute, because each has a folder of its own.
+
+    Raises:
+        InputError: a model cannot be used, or LONGTAKE_WEBHOOK_SECRET is none.
+    """
+    secret = os.environ.get("LONGTAKE_WEBHOOK_SECRET", "")
+    if secret:
+        check_secret(secret)
+    for model in models:
+        find_checkpoint(model, beside=Path.cwd())
+    places = [str(Path(m).resolve()) if Path(m).is_dir() else m for m in models]
+    return {
+        "store": farm_name(store, {})[1], "models": places, "names": list(models), "limits": limits.model_dump(),
+        "webhook_secret": secret, "is_open": is_open,
+    }  # fmt: skip
 
 
 def application(options: Mapping[str, Any], *, replicas: int = 2) -> Any:
@@ -179,15 +196,6 @@ def build(args: dict[str, Any]) -> Any:
     store = Store(str(args["store"]))
     store.create()
     limits = load_limits(Path(args["limits"])) if args.get("limits") else Limits()
-    secret = os.environ.get("LONGTAKE_WEBHOOK_SECRET", "")
-    if secret:
-        check_secret(secret)
-    models = list(args.get("models") or ["builtin"])
-    for model in models:
-        find_checkpoint(model, beside=Path.cwd())
-    pools = pools_as_json(load_pools(Path(args["pools"])))
-    options = {
-        "store": farm_name(store, pools)[1], "pools": pools, "models": models, "limits": limits.model_dump(),
-        "webhook_secret": secret, "is_open": False,
-    }  # fmt: skip
+    options = options_of(store, list(args.get("models") or ["builtin"]), limits, is_open=False)
+    options["pools"] = pools_as_json(load_pools(Path(args["pools"])))
     return application(options, replicas=int(args.get("replicas", 2)))

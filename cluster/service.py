@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,28 +21,29 @@ from typing import Any
 from farm.access import Caller, Keyring, note_change
 from farm.admission import Bucket, Limits, Usage, over_limits, over_quota, too_large
 from farm.checkpoint import Checkpoint
-from farm.document import Document, Place, dotted, read_document, suggest
+from farm.document import Document, dotted, read_document, suggest
 from farm.errors import FarmError, InputError, Problem, StoreError
-from farm.film import container_of, job_id_of
-from farm.gangs import check_gangs
+from farm.film import container_of
 from farm.jobs import Job, read_job
 from farm.journal import Wish, read_attempts
 from farm.keys import hash_json
-from farm.ledger import read_ledger
+from farm.ledger import estimate_of, read_ledger
 from farm.plan import Plan, make_plan, tasks_to_run
-from farm.pools import Pool, check_options, check_served, numerics
+from farm.pools import Pool, numerics
 from farm.resolve import resolve
 from farm.states import ENDED
 from farm.store import Store, artifact_path
-from farm.storyboard import parse_storyboard
+from farm.storyboard import names_in, parse_storyboard
 from farm.submission import Submission, Where, delete, give_order, keep, list_jobs, once, read_submission, where
 from farm.why import write_plan
 
 from .courier import check_webhook, keep_webhook
+from .order import plan_job
 
 log = logging.getLogger(__name__)
 UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,4}")  # no dots alone
 LEDGER_FRESH_S = 60.0
+ESTIMATE_DAYS = 7  # of the ledger
 ENDED_FRESH_S = 5.0  # a film that has ended may be revived by another server
 View = Callable[[str], Awaitable[dict[str, Any] | None]]  # the controller's view of a rendering, by its wish's name
 
@@ -161,11 +163,7 @@ class Service:
         if told := over_limits(film, self.limits):
             raise InputError(*told)
         container = container_of("", film.codec)
-        job = Job(job_id_of(film, *models), film, models, raw.decode("utf-8-sig"))
-        plan = make_plan(film, models, numerics(self.pools), container=container, stills=False)
-        check_options(self.pools, (m.card for m in models))
-        check_gangs(self.pools, plan, models)
-        check_served(self.pools, (task.stage for task in plan.tasks.values()))
+        job, plan, _ = plan_job(film, models, raw.decode("utf-8-sig"), self.pools, container=container)
         return Prepared(job, plan, resolved.files, resolved.warnings, container, name)
 
     def submit(
@@ -211,9 +209,25 @@ class Service:
         self._note(caller, "submit", name, at)
         return kept, kept.at == at
 
-    def _room_for(self, submission: Submission, caller: Caller) -> Any:
+    @contextmanager
+    def _room_for(self, submission: Submission, caller: Caller) -> Iterator[None]:
         """Take a film's seconds from its key's quota; they are given back where the context ends in an error."""
-        return _Reservation(self, submission, caller)
+        with self.lock:
+            usage = self.usage(caller)
+            mine = self.open_jobs[caller.name]
+            is_known = submission.job in mine  # it comes again
+            if not is_known and over_quota(usage, submission.seconds, self.limits):
+                self._forget_ended(caller)  # before it is refused: films may have ended
+                if told := over_quota(self.usage(caller), submission.seconds, self.limits):
+                    raise TooMuch(told, 10.0)
+            mine[submission.job] = submission.seconds
+        try:
+            yield
+        except BaseException:
+            if not is_known:
+                with self.lock:
+                    mine.pop(submission.job, None)
+            raise
 
     def usage(self, caller: Caller) -> Usage:
         """What a key has that has not ended."""
@@ -333,32 +347,16 @@ class Service:
         return artifact_path(task) if self.store.has(task) else None
 
     def estimate(self, prepared: Prepared) -> dict[str, Any]:
-        """What a film would take, by what tasks like its own have taken: the mean of the ledger's last days by stage
-        and model. GPU-seconds and cost are None where some stage has never run here."""
-        missing = tasks_to_run(prepared.plan.tasks, prepared.plan.targets, self.store.has)
-        names = {m.place: m.name for m in prepared.job.models}
-        since = time.strftime("%Y-%m-%d", time.gmtime(self.now() - 7 * 86_400))
-        sums: dict[tuple[str, str], list[float]] = {}
-        for row in read_ledger(self.store, since=since):
-            if row["outcome"] == "succeeded":
-                seconds = row["ended_at"] - row["started_at"]
-                cost = seconds / 3600 * row["price_per_hour"]
-                seen = sums.setdefault((row["stage"], row["model"]), [0.0, 0.0, 0.0, 0.0])
-                for i, value in enumerate((1.0, seconds, row["gpu_s"], cost)):
-                    seen[i] += value
-        stages: dict[str, dict[str, Any]] = {}
-        for key in missing:
-            task = prepared.plan.tasks[key]
-            n, *told = sums.get((task.stage, names.get(task.model, "")), [0.0, 0.0, 0.0, 0.0])
-            one = stages.setdefault(task.stage, {"tasks": 0, "replica_s": 0.0, "gpu_s": 0.0, "cost": 0.0})
-            one["tasks"] += 1
-            for name, value in zip(("replica_s", "gpu_s", "cost"), told, strict=True):
-                one[name] = one[name] + value / n if n and one[name] is not None else None
-        total = {
-            name: None if any(s[name] is None for s in stages.values()) else sum(s[name] for s in stages.values())
-            for name in ("replica_s", "gpu_s", "cost")
-        }  # fmt: skip
-        return {"tasks": len(prepared.plan.tasks), "to_run": len(missing), "stages": stages, **total}
+        """What a film would take, by what tasks like its own have taken here in the last days; see `estimate_of`."""
+        plan, names = prepared.plan, {m.place: m.name for m in prepared.job.models}
+        missing = tasks_to_run(plan.tasks, plan.targets, self.store.has)
+        since = time.strftime("%Y-%m-%d", time.gmtime(self.now() - ESTIMATE_DAYS * 86_400))
+        kinds = [(plan.tasks[k].stage, names.get(plan.tasks[k].model, "")) for k in missing]
+        return {
+            "tasks": len(plan.tasks),
+            "to_run": len(missing),
+            **estimate_of(kinds, read_ledger(self.store, since=since)),
+        }
 
     # -- changing
 
@@ -397,51 +395,3 @@ class Service:
             note_change(self.store, at=at, by=caller.name, what=what, job=job)
         except (OSError, StoreError) as e:
             log.warning("%s of %s by %s could not be noted: %s", what, job, caller.name, e)
-
-
-class _Reservation:
-    """See `Service._room_for`."""
-
-    def __init__(self, service: Service, submission: Submission, caller: Caller) -> None:
-        self.service, self.submission, self.caller, self.is_ours = service, submission, caller, True
-
-    def __enter__(self) -> None:
-        s, one, limits = self.service, self.submission, self.service.limits
-        with s.lock:
-            usage = s.usage(self.caller)
-            if one.job in s.open_jobs[self.caller.name]:  # it comes again
-                self.is_ours = False
-                return
-            told = over_quota(usage, one.seconds, limits)
-            if told:  # look again before refusing: films may have ended
-                s._forget_ended(self.caller)
-                told = over_quota(s.usage(self.caller), one.seconds, limits)
-            if told:
-                raise TooMuch(told, 10.0)
-            s.open_jobs[self.caller.name][one.job] = one.seconds
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if error is not None and self.is_ours:
-            with self.service.lock:
-                self.service.open_jobs[self.caller.name].pop(self.submission.job, None)
-
-
-def names_in(data: Any) -> Iterator[tuple[Place, str]]:
-    """Everything in a storyboard that names a model or a file, with its place; faults of the schema are passed over."""
-    top = data if isinstance(data, dict) else {}
-    raw = top.get("shots")
-    shots = [(("shots", i), s) for i, s in enumerate(raw if isinstance(raw, list) else []) if isinstance(s, dict)]
-    for at, one in [((), top), *shots]:
-        place: Place = at
-        continuity = one.get("continuity")
-        found: list[tuple[Place, Any]] = [((*place, key), one.get(key)) for key in ("model", "image", "last_image")]
-        if isinstance(continuity, dict):
-            found.append(((*place, "continuity", "model"), continuity.get("model")))
-        for key, inner in (("references", None), ("keyframes", "image"), ("loras", "path")):
-            items = one.get(key)
-            for i, item in enumerate(items if isinstance(items, list) else []):
-                if inner is None:
-                    found.append(((*place, key, i), item))
-                elif isinstance(item, dict):
-                    found.append(((*place, key, i, inner), item.get(inner)))
-        yield from ((where_, value) for where_, value in found if isinstance(value, str))

@@ -45,6 +45,7 @@ class Caller:
         return self.role == "operator" or (self.role == "submitter" and owner == self.name)
 
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LOCAL = Caller("local", "operator")  # whoever asks on loopback, where there are no keys
 
 

@@ -32,6 +32,9 @@ SCHEMA = pa.schema(
 )
 
 
+ESTIMATED = ("replica_s", "gpu_s", "cost")
+
+
 def row_of(attempt: Attempt) -> dict[str, Any]:
     """An attempt as a row: times are seconds since the epoch."""
     row, told = dict(vars(attempt)), attempt.info
@@ -145,3 +148,30 @@ def stats_of(rows: Iterable[dict[str, Any]], finished_s: dict[str, float]) -> St
     ours = jobs & finished_s.keys()
     stats.films, stats.film_s = len(ours), sum(finished_s[j] for j in ours)
     return stats
+
+
+def estimate_of(kinds: Iterable[tuple[str, str]], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """What tasks would take: for each, the mean of what those of its stage and model have taken.
+
+    Args:
+        kinds: stage and model of each task that is to run.
+        rows: of the ledger.
+    Returns:
+        `replica_s`, `gpu_s` and `cost` in all and by `stages`; None where some task's like has never succeeded.
+    """
+    sums: defaultdict[tuple[str, str], Tally] = defaultdict(Tally)
+    for row in rows:
+        if row["outcome"] == "succeeded":
+            sums[row["stage"], row["model"]].add(row)
+    stages: dict[str, dict[str, Any]] = {}
+    for stage, model in kinds:
+        one, seen = stages.setdefault(stage, {"tasks": 0, **dict.fromkeys(ESTIMATED, 0.0)}), sums.get((stage, model))
+        one["tasks"] += 1
+        for name in ESTIMATED:
+            is_known = seen is not None and one[name] is not None
+            one[name] = one[name] + getattr(seen, name) / seen.attempts if seen and is_known else None
+    total: dict[str, float | None] = {}
+    for name in ESTIMATED:
+        values = [one[name] for one in stages.values()]
+        total[name] = None if None in values else sum(values)
+    return {"stages": stages, **total}

@@ -6,6 +6,7 @@ Every model refuses unknown keys, and numbers are not read out of text.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from .document import Document, check, read_document, suggest
+from .document import Document, Place, check, read_document, suggest
 from .errors import InputError, Problem
 
 MAX_IMAGE_PX = 64_000_000
@@ -292,6 +293,27 @@ def _unreadable(path: Path) -> str:
     except (OSError, ValueError, Image.DecompressionBombError) as e:
         return str(e).splitlines()[0] or type(e).__name__
     return "" if width * height <= MAX_IMAGE_PX else f"{width}x{height} are more than {MAX_IMAGE_PX} pixels"
+
+
+def names_in(data: Any) -> Iterator[tuple[Place, str]]:
+    """Everything in a storyboard that names a model or a file, with its place; faults of the schema are passed over."""
+    top = data if isinstance(data, dict) else {}
+    raw = top.get("shots")
+    shots = [(("shots", i), s) for i, s in enumerate(raw if isinstance(raw, list) else []) if isinstance(s, dict)]
+    for at, one in [((), top), *shots]:
+        place: Place = at
+        continuity = one.get("continuity")
+        found: list[tuple[Place, Any]] = [((*place, key), one.get(key)) for key in ("model", "image", "last_image")]
+        if isinstance(continuity, dict):
+            found.append(((*place, "continuity", "model"), continuity.get("model")))
+        for key, inner in (("references", None), ("keyframes", "image"), ("loras", "path")):
+            items = one.get(key)
+            for i, item in enumerate(items if isinstance(items, list) else []):
+                if inner is None:
+                    found.append(((*place, key, i), item))
+                elif isinstance(item, dict):
+                    found.append(((*place, key, i, inner), item.get(inner)))
+        yield from ((where, value) for where, value in found if isinstance(value, str))
 
 
 def json_schema() -> str:

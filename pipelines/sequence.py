@@ -200,14 +200,10 @@ def _lengths(model: Any, kwargs: Mapping[str, Any]) -> list[int]:
         video = -(-frames // pairs) * (rows // config.patch_size) * (columns // config.patch_size)
         return [video, kwargs["encoder_hidden_states"].shape[1]]
     frames, rows, columns = hidden.shape[2:]
-    if kind == "HunyuanVideoTransformer3DModel":
+    if kind == "HunyuanVideoTransformer3DModel" or kind in JOINT:
         side = config.patch_size
-        video = (frames // config.patch_size_t) * (rows // side) * (columns // side)
-        return [video, kwargs["encoder_hidden_states"].shape[1]]
-    if kind == "MochiTransformer3DModel":
-        return [frames * (rows // config.patch_size) * (columns // config.patch_size)]
-    if kind == "HunyuanVideo15Transformer3DModel":
-        return [(frames // config.patch_size_t) * (rows // config.patch_size) * (columns // config.patch_size)]
+        video = (frames // getattr(config, "patch_size_t", 1)) * (rows // side) * (columns // side)
+        return [video] if kind in JOINT else [video, kwargs["encoder_hidden_states"].shape[1]]
     t, h, w = config.patch_size
     return [(frames // t) * (rows // h) * (columns // w)]
 

@@ -63,8 +63,9 @@ def test_ten_thousand_worlds_end_well() -> None:
         return time.monotonic() < end
 
     assert not list(faults_of_many(mixed, lived=lived))
-    print(f"{counts[0]} worlds")
     assert counts[0] == len(mixed) or counts[0] >= 1000
+    if counts[0] < len(mixed):
+        pytest.skip(f"{counts[0]} of {len(mixed)} worlds lived in {SLOW_S:g} s, all well: needs a faster machine")
 
 
 def test_worlds_are_large_and_break_often_enough() -> None:
