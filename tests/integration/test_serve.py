@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import av
@@ -206,7 +207,8 @@ def test_the_service_is_deployed_by_its_file_and_outlives_the_controller_and_its
                     board = BOARD.replace("title: Two shots", f"title: Number {i}\nseed: {i}")
                     jobs.append(posted(api, board, f"once-{i}"))
                     if i in (2, 4):  # the controller, then a replica of the server
-                        kill_actor("Controller" if i == 2 else "ServeReplica:longtake:ingress", mark)
+                        title = "Controller" if i == 2 else "ServeReplica:longtake:ingress"
+                        wait_until(f"{title} to be there, and its end", partial(kill_actor, title, mark))
                 assert [posted(api, BOARD.replace("title: Two shots", f"title: Number {i}\nseed: {i}"), f"once-{i}")
                         for i in range(6)] == jobs  # fmt: skip
                 states = "completed", "failed", "canceled"
@@ -248,15 +250,15 @@ def state_of(api: httpx2.Client, job: str) -> str:
     return str(answer.json()["status"]) if answer.status_code == 200 else "unknown"
 
 
-def kill_actor(title: str, mark: str) -> None:
-    """End a process that Ray names so, of those that this test has started."""
+def kill_actor(title: str, mark: str) -> bool:
+    """End a process that Ray names so, of those that this test has started; False where there is none yet."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             is_ours = process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE
             if is_ours and "".join(process.cmdline()[:1]).startswith(f"ray::{title}"):
                 process.kill()
-                return
-    raise AssertionError(f"there is no process {title}")
+                return True
+    return False
 
 
 @pytest.mark.slow
