@@ -111,8 +111,11 @@ def caller_of(request: Request) -> Caller:
 
 async def film_answer(service: Service, one: Submission) -> FilmAnswer:
     """A film as it stands now: by its controller where one renders it, else by the store."""
-    told: Where = await asyncio.to_thread(service.where, one)
-    live = None if told.state in ENDED else await service.live(one)
+    return await _live_answer(service, one, await asyncio.to_thread(service.where, one))
+
+
+async def _live_answer(service: Service, one: Submission, told: Where) -> FilmAnswer:
+    live = await service.live(one) if told.num_records and told.state not in ENDED else None
     return answer_of(one, told, live if live is not None and "done" in live else {})
 
 
@@ -198,9 +201,16 @@ async def _found(request: Request, job: str) -> Submission:
 
 
 @router.get("/v1/films/{job}", response_model=FilmAnswer, responses=errors(404))
-async def show_film(request: Request, job: Job) -> FilmAnswer:
+async def show_film(request: Request, job: Job) -> Response:
     """One film as it stands."""
-    return await film_answer(service_of(request), await _found(request, job))
+    service = service_of(request)
+
+    def look() -> tuple[Submission, Where]:
+        one = service.find(job, caller_of(request))
+        return one, service.where(one)
+
+    told = await _live_answer(service, *await asyncio.to_thread(look))
+    return JSONResponse(told.model_dump())
 
 
 @router.get("/v1/films/{job}/tasks", response_model=TaskList, responses=errors(404))
@@ -255,22 +265,32 @@ async def film_events(
 ) -> StreamingResponse:  # fmt: skip
     """Server-sent events: `state` for every record of the film's journal, numbered, so that a client which comes back
     misses none; `progress` in between; `end` when it has ended. A stream ends after `timeout_s` seconds."""
-    service, one = service_of(request), await _found(request, job)
-    return StreamingResponse(
-        _events(service, one, int(last_event_id or 0), timeout_s), media_type="text/event-stream"
-    )  # fmt: skip
+    service, caller, one = service_of(request), caller_of(request), await _found(request, job)
+    service.check_streams(caller)
+    events = _events(service, caller, one, int(last_event_id or 0), timeout_s)
+    return StreamingResponse(events, media_type="text/event-stream")
 
 
-async def _events(service: Service, one: Submission, after: int, timeout_s: float) -> AsyncIterator[str]:
+async def _events(
+    service: Service, caller: Caller, one: Submission, after: int, timeout_s: float
+) -> AsyncIterator[str]:  # fmt: skip
+    with service.streaming(caller):
+        async for event in _news(service, one, after, timeout_s):
+            yield event
+
+
+async def _news(service: Service, one: Submission, after: int, timeout_s: float) -> AsyncIterator[str]:
     end, last = time.monotonic() + timeout_s, ""
     yield "retry: 2000\n\n"
     while True:
-        for record in await asyncio.to_thread(read_log, service.store, one.job, after=after):
-            after += 1
-            if record["kind"] == "state":
-                told = {k: record[k] for k in ("state", "event", "reason", "at")}
-                yield _event("state", told, after)
-        now = await film_answer(service, one)
+        where = await asyncio.to_thread(service.where, one)
+        if where.num_records > after:
+            for record in await asyncio.to_thread(read_log, service.store, one.job, after=after):
+                after += 1
+                if record["kind"] == "state":
+                    told = {k: record[k] for k in ("state", "event", "reason", "at")}
+                    yield _event("state", told, after)
+        now = await _live_answer(service, one, where)
         progress = now.model_dump_json(
             include={"status", "progress", "left_s", "running", "to_run", "done", "previews"}
         )

@@ -64,24 +64,33 @@ class Guard:
         refused = await self._refusal(scope)
         if refused is not None:
             return await refused(scope, receive, send_safe)
-        limited = _Body(receive, self.service.limits.max_body_bytes)
+        most = self._most_bytes(scope)
         try:
-            await self.app(scope, limited, send_safe)
+            await self.app(scope, _Body(receive, most), send_safe)
         except _TooLarge:  # nothing of an answer has been sent: the body is read first
-            await self._too_large()(scope, receive, send_safe)
+            await _too_large(most)(scope, receive, send_safe)
         return None
+
+    def _most_bytes(self, scope: Scope) -> int:
+        """A form's files go to the disk; everything else is held in memory."""
+        kind = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+        limits = self.service.limits
+        is_form = kind.strip().lower().startswith(b"multipart/form-data")
+        return limits.max_body_bytes if is_form else min(limits.max_storyboard_bytes, limits.max_body_bytes)
 
     async def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         length = headers.get("content-length", "0")
         if not length.isdigit():
             return error_response(400, "Content-Length must be a number")
-        if int(length) > self.service.limits.max_body_bytes:
-            return self._too_large()
+        if int(length) > self._most_bytes(scope):
+            return _too_large(self._most_bytes(scope))
         if scope["path"] in OPEN_PATHS:
             return None
         try:
-            caller = await asyncio.to_thread(self._caller, headers)
+            if not self.service.keyring.is_fresh:
+                await asyncio.to_thread(self.service.keyring.refresh)
+            caller = self._caller(headers)
             if isinstance(caller, JSONResponse):
                 return caller
             self.service.pace(caller)
@@ -94,7 +103,6 @@ class Guard:
 
     def _caller(self, headers: dict[str, str]) -> Caller | JSONResponse:
         keyring = self.service.keyring
-        keyring.refresh()
         if self.service.is_open and not keyring.has_keys:
             for name in ("host", "origin"):
                 told = headers.get(name)
@@ -108,12 +116,13 @@ class Guard:
             return error_response(401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return caller
 
-    def _too_large(self) -> JSONResponse:
-        return error_response(413, f"a request must have at most {self.service.limits.max_body_bytes} bytes")
-
 
 class _TooLarge(Exception):
     pass
+
+
+def _too_large(most: int) -> JSONResponse:
+    return error_response(413, f"a request of this kind must have at most {most} bytes")
 
 
 class _Body:

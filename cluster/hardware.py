@@ -22,6 +22,7 @@ from farm.errors import InputError, RenderError
 from farm.journal import Owner
 from farm.pools import THREAD_ENVIRONMENT, NodeFacts, Pool, cpus_asked
 
+HAPROXY_ENVIRONMENT = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 MAX_TEMP_PATH = 20  # our folder, Ray's session and a Unix socket add 79 characters, and 107 are allowed
 
 
@@ -62,15 +63,18 @@ def prepare_environment() -> None:
 class Connection:
     """A connection to a cluster, or a local Ray of our own; leave it with `close`."""
 
-    def __init__(self, address: str | None, pools: Mapping[str, Pool]) -> None:
+    def __init__(self, address: str | None, pools: Mapping[str, Pool], *, haproxy: bool = False) -> None:
         """Connect.
 
+        Args:
+            haproxy: a local Ray serves through HAProxy, not through Serve's own proxy.
         Raises:
             InputError: there is no cluster at that address.
             RenderError: no local Ray could be started.
         """
         prepare_environment()
         self.folder: Path | None = None
+        self.haproxy = haproxy
         if address is None:
             _keep_others_out()
         import ray
@@ -99,6 +103,8 @@ class Connection:
 
         self.folder, before = own_folder(), os.environ.get("TMPDIR")
         os.environ["TMPDIR"] = str(self.folder)  # for the workers, so that what a killed one leaves goes with it
+        if self.haproxy:
+            os.environ.update(haproxy_environment(self.folder))
         try:
             ray.init(
                 address="local", num_cpus=max(num_cpus(), cpus_asked(pools)), num_gpus=num_gpus(),
@@ -119,6 +125,15 @@ class Connection:
         ray.shutdown()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def haproxy_environment(folder: Path) -> dict[str, str]:
+    """What Serve must find in its processes' environment, so that HAProxy stands before it with its files in a folder
+    of ours (docs.ray.io, "Enable High Throughput on Ray Serve")."""
+    files = {"CONFIG_FILE_LOC": "h/cfg", "SOCKET_PATH": "h/a", "METRICS_SOCKET_PATH": "h/m", "SERVER_STATE_FILE": "h/s"}
+    told = {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
+    told["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"] = str(folder / "h")
+    return {**HAPROXY_ENVIRONMENT, **told}
 
 
 def _keep_others_out() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from functools import lru_cache
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
@@ -16,6 +17,7 @@ PIECE_BYTES = 512 * 1024
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 TYPES = {"mp4": "video/mp4", "mkv": "video/x-matroska", "webm": "video/webm", "mov": "video/quicktime"}
 SHEET_FRAMES, SHEET_HEIGHT_PX = 12, 128
+MOST_PICTURES = 200  # that a server remembers, of some tens of kilobytes each
 
 
 async def send_file(request: Request, store: Store, path: str, *, name: str) -> Response:
@@ -66,8 +68,9 @@ async def _pieces(store: Store, path: str, first: int, last: int) -> AsyncIterat
         at = end
 
 
+@lru_cache(maxsize=MOST_PICTURES)
 def picture_of(store: Store, path: str, variant: str) -> bytes:
-    """A JPEG of a film: its first frame, or frames spread over it side by side."""
+    """A JPEG of a film, which never changes: its first frame, or frames spread over it side by side."""
     from dashboards.sheets import contact_sheet, first_frame
 
     data = store.cat(path)

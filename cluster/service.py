@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ from farm.document import Document, dotted, read_document, suggest
 from farm.errors import FarmError, InputError, Problem, StoreError
 from farm.film import container_of
 from farm.jobs import Job, read_job
-from farm.journal import Wish, read_attempts
+from farm.journal import read_attempts
 from farm.keys import hash_json
 from farm.ledger import estimate_of, read_ledger
 from farm.plan import Plan, make_plan, tasks_to_run
@@ -34,7 +34,20 @@ from farm.resolve import resolve
 from farm.states import ENDED
 from farm.store import Store, artifact_path
 from farm.storyboard import names_in, parse_storyboard
-from farm.submission import Submission, Where, delete, give_order, keep, list_jobs, once, read_submission, where
+from farm.submission import (
+    Memory,
+    Submission,
+    Where,
+    delete,
+    give_order,
+    give_room_back,
+    keep,
+    list_jobs,
+    once,
+    read_submission,
+    take_room,
+    where,
+)  # fmt: skip
 from farm.why import write_plan
 
 from .courier import check_webhook, keep_webhook
@@ -43,6 +56,7 @@ from .order import plan_job
 log = logging.getLogger(__name__)
 UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,4}")  # no dots alone
 LEDGER_FRESH_S = 60.0
+SWEEP_S = 60.0
 ESTIMATE_DAYS = 7  # of the ledger
 ENDED_FRESH_S = 5.0  # a film that has ended may be revived by another server
 View = Callable[[str], Awaitable[dict[str, Any] | None]]  # the controller's view of a rendering, by its wish's name
@@ -90,16 +104,18 @@ class Service:
     limits: Limits
     view: View
     webhook_secret: str = ""  # empty: this server sends none
+    replicas: int = 1  # servers that requests are spread among
     is_open: bool = False  # bound to loopback: without any key everybody is the operator
     now: Callable[[], float] = time.time
     keyring: Keyring = field(init=False)
 
     def __post_init__(self) -> None:
         self.keyring = Keyring(self.store, self.now)
+        self.memory = Memory(self.store)
         self.buckets: dict[str, Bucket] = {}
-        self.open_jobs: dict[str, dict[str, float]] = {}  # of each key: seconds of films that may not have ended
         self.gpu_hours: tuple[float, dict[str, float]] = (float("-inf"), {})
-        self.lock = threading.Lock()
+        self.streams: Counter[str] = Counter()  # that are open, by key
+        self.swept: dict[str, float] = {}  # when a key's quota was last looked over
         self.ended: dict[str, tuple[float, Where]] = {}
         self.plan_of = lru_cache(maxsize=64)(self._plan_of)
 
@@ -110,15 +126,31 @@ class Service:
         TooMuch: this key asks too often.
         """
         now = self.now()
-        bucket = self.buckets.setdefault(caller.name, Bucket(self.limits.requests_per_s, now))
+        bucket = self.buckets.setdefault(caller.name, Bucket(self.limits.requests_per_s / self.replicas, now))
         if wait_s := bucket.take(now):
             raise TooMuch(f"a key may ask {self.limits.requests_per_s:g} times a second", wait_s)
+
+    @contextmanager
+    def streaming(self, caller: Caller) -> Iterator[None]:
+        """Count an event stream while it is open."""
+        self.streams[caller.name] += 1
+        try:
+            yield
+        finally:
+            self.streams[caller.name] -= 1
+
+    def check_streams(self, caller: Caller) -> None:
+        """Raises:
+        TooMuch: this key has many event streams open.
+        """
+        if self.streams[caller.name] >= self.limits.max_streams:
+            raise TooMuch(f"a key may have {self.limits.max_streams} event streams open", 10.0)
 
     def find(self, job: str, caller: Caller) -> Submission:
         """Raises:
         NotFound: there is no such film, or it is another key's.
         """
-        found = read_submission(self.store, job)
+        found = self.memory.submission(job)
         if found is None or not caller.may_see(found.by):
             raise NotFound(f"there is no film {job!r}")
         return found
@@ -202,8 +234,7 @@ class Service:
         with self._room_for(submission, caller):
             job = replace(content, id=name)
             write_plan(self.store, job, prepared.plan, variant=prepared.container)
-            wish = Wish(name, prepared.container, False, "", priority, caller.name)
-            kept = keep(self.store, submission, job, prepared.files, wish)
+            kept = keep(self.store, submission, job, prepared.files)
             if webhook:
                 keep_webhook(self.store, name, webhook)
         self._note(caller, "submit", name, at)
@@ -211,41 +242,32 @@ class Service:
 
     @contextmanager
     def _room_for(self, submission: Submission, caller: Caller) -> Iterator[None]:
-        """Take a film's seconds from its key's quota; they are given back where the context ends in an error."""
-        with self.lock:
-            usage = self.usage(caller)
-            mine = self.open_jobs[caller.name]
-            is_known = submission.job in mine  # it comes again
-            if not is_known and over_quota(usage, submission.seconds, self.limits):
-                self._forget_ended(caller)  # before it is refused: films may have ended
-                if told := over_quota(self.usage(caller), submission.seconds, self.limits):
-                    raise TooMuch(told, 10.0)
-            mine[submission.job] = submission.seconds
+        """Take a film from its key's quota, which all servers share; it is given back where the context ends in an
+        error.
+
+        Raises:
+            TooMuch: the quota is spent.
+        """
+        wish, hours = submission.wish, self._gpu_hours_of(caller)
+
+        def take() -> tuple[bool, str]:
+            is_new, films, seconds = take_room(self.store, wish)
+            usage = Usage(seconds - submission.seconds, films - 1, hours)
+            return is_new, over_quota(usage, submission.seconds, self.limits)
+
+        is_new, told = take()
+        if is_new and told and self.now() - self.swept.get(caller.name, float("-inf")) > SWEEP_S:
+            self.swept[caller.name] = self.now()
+            give_room_back(self.store, caller.name)
+            _, told = take()
         try:
+            if is_new and told:
+                raise TooMuch(told, 10.0)
             yield
         except BaseException:
-            if not is_known:
-                with self.lock:
-                    mine.pop(submission.job, None)
+            if is_new:
+                self.store.remove(wish.count_path)
             raise
-
-    def usage(self, caller: Caller) -> Usage:
-        """What a key has that has not ended."""
-        mine = self.open_jobs.get(caller.name)
-        if mine is None:  # after a start: what the store says
-            mine = {}
-            for job in list_jobs(self.store, [caller.name]):
-                if (found := read_submission(self.store, job)) and where(self.store, found).state not in ENDED:
-                    mine[job] = found.seconds
-            self.open_jobs[caller.name] = mine
-        return Usage(sum(mine.values()), len(mine), self._gpu_hours_of(caller))
-
-    def _forget_ended(self, caller: Caller) -> None:
-        mine = self.open_jobs.get(caller.name, {})
-        for job in list(mine):
-            found = read_submission(self.store, job)
-            if found is None or where(self.store, found).state in ENDED:
-                mine.pop(job, None)
 
     def _gpu_hours_of(self, caller: Caller) -> float:
         """Of today, by the ledger; of films that have ended."""
@@ -254,7 +276,7 @@ class Service:
         if self.now() - self.gpu_hours[0] > LEDGER_FRESH_S:
             told: dict[str, float] = {}
             for row in read_ledger(self.store, since=time.strftime("%Y-%m-%d", time.gmtime(self.now()))):
-                owners = {s.by for job in row["jobs"] if (s := read_submission(self.store, str(job)))}
+                owners = {s.by for job in row["jobs"] if (s := read_submission(self.store, str(job), deleted=True))}
                 for owner in owners:
                     told[owner] = told.get(owner, 0.0) + row["gpu_s"] / 3600 / len(owners)
             self.gpu_hours = (self.now(), told)
@@ -287,7 +309,7 @@ class Service:
         known = self.ended.get(submission.job)
         if known and self.now() - known[0] < ENDED_FRESH_S:
             return known[1]
-        told = where(self.store, submission)
+        told = self.memory.where(submission)
         if told.state in ENDED:
             if len(self.ended) > 10_000:
                 self.ended.clear()
@@ -302,7 +324,7 @@ class Service:
             return [], False
         found: list[Submission] = []
         for job in list_jobs(self.store, owners, after=after, newest_first=newest_first):
-            one = read_submission(self.store, job)
+            one = self.memory.submission(job)
             if one is None or (kind and one.kind != kind) or (state and self.where(one).state != state):
                 continue
             if len(found) == limit:
@@ -384,8 +406,6 @@ class Service:
         if where(self.store, found).state not in ENDED:
             give_order(self.store, found, "cancel", by=caller.name, at=at)
         delete(self.store, found, at=at)
-        with self.lock:
-            self.open_jobs.get(found.by, {}).pop(job, None)
         self._note(caller, "delete", job, at)
         return found
 

@@ -95,9 +95,13 @@ class Keyring:
         self.has_keys = False
         self.read_at = float("-inf")
 
+    @property
+    def is_fresh(self) -> bool:
+        return self.now() - self.read_at < FRESH_S
+
     def refresh(self) -> None:
         """Read the keys again, where they are not fresh."""
-        if self.now() - self.read_at < FRESH_S:
+        if self.is_fresh:
             return
         gone = set(self.store.names("keys/revoked"))
         records = list(self.store.records("keys"))

@@ -6,6 +6,7 @@ Pure, but for `Waiting`, which reads the store's queue.
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,9 @@ class Limits(Strict):
     max_films: Count = 1000
     """Films of one key that have not ended."""
     requests_per_s: Annotated[float, Field(gt=0)] = 50.0
-    """Of one key, at each of the server's replicas."""
+    """Of one key; each of the server's replicas, among which requests are spread, allows its part."""
+    max_streams: Count = 200
+    """Event streams of one key that are open at once, at each of the server's replicas."""
     gpu_hours_per_day: Annotated[float, Field(gt=0)] | None = None
     """Of one key, by the ledger; days are those of UTC."""
     keep_days: Annotated[float, Field(gt=0)] = 30.0
@@ -131,14 +134,15 @@ def over_quota(usage: Usage, seconds: float, limits: Limits) -> str:
 
 
 class Bucket:
-    """A token bucket: `rate` requests a second in the long run, twice as many at once."""
+    """A token bucket: `rate` requests a second in the long run, twice as many at once, and one in any case."""
 
     def __init__(self, rate: float, now: float) -> None:
-        self.rate, self.level, self.at = rate, 2 * rate, now
+        self.rate, self.most, self.at = rate, max(1.0, 2 * rate), now
+        self.level = self.most
 
     def take(self, now: float) -> float:
         """Seconds to wait before this request is allowed: 0 where it is, which then counts."""
-        self.level = min(2 * self.rate, self.level + (now - self.at) * self.rate)
+        self.level = min(self.most, self.level + (now - self.at) * self.rate)
         self.at = now
         if self.level >= 1:
             self.level -= 1
@@ -183,18 +187,15 @@ class Waiting:
 
     def look(self, skip: Container[str] = ()) -> list[Wish]:
         """What waits now, but for these names."""
-        names = [n.removesuffix(".json") for n in self.store.names("queue") if n.endswith(".json")]
+        names = [n for n in self.store.names("queue") if n.endswith(".json")]
         now, before = self.now(), self.known
         self.known = {n: before[n] for n in names if n in before}
-        wishes = []
-        for name in names:
-            if name in skip:
-                continue
-            if name not in before or now - before[name][1] > READ_AGAIN_S:
-                try:
-                    self.known[name] = (Wish(**self.store.record(f"queue/{name}.json")), now)
-                except (FileNotFoundError, TypeError, ValueError):  # fulfilled meanwhile, or of another version
-                    self.known.pop(name, None)
-                    continue
-            wishes.append(self.known[name][0])
-        return wishes
+        wanted = [n for n in names if n.removesuffix(".json") not in skip]
+        to_read = [n for n in wanted if n not in before or now - before[n][1] > READ_AGAIN_S]
+        read = self.store.cat_many("queue", to_read)
+        for name in to_read:
+            try:
+                self.known[name] = (Wish(**json.loads(read[name])), now)
+            except (KeyError, TypeError, ValueError):  # fulfilled meanwhile, or of another version
+                self.known.pop(name, None)
+        return [self.known[n][0] for n in wanted if n in self.known]

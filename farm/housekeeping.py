@@ -22,7 +22,7 @@ from .store import Store, StoredFile, sidecar_path
 
 AREAS = (
     "artifacts", "frames", "checkpoints", "films", "jobs", "ledger", "damaged", "queue", "last",
-    "submissions", "requests", "keys", "audit", "batches", "webhooks",
+    "submissions", "open", "requests", "keys", "audit", "batches", "webhooks",
 )  # fmt: skip
 YOUNG_S = 3600.0  # half-written files younger than this may be somebody's who writes now
 

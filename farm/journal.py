@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .errors import InputError, LeaseLost
@@ -75,6 +75,9 @@ class Standing:
     priority: int | None = None
     at: float = 0.0  # when its state was written
 
+    def copy(self) -> Standing:
+        return replace(self, orders=set(self.orders), forgiven=set(self.forgiven))
+
     def read(self, record: Record) -> None:
         """Take in the next record."""
         self.position += 1
@@ -110,9 +113,10 @@ def read_log(store: Store, job: str, *, after: int = 0) -> list[Record]:
     return [store.record(log_path(job, n)) for n in numbers if n > after]
 
 
-def read_standing(store: Store, job: str) -> Standing:
-    standing = Standing()
-    for record in read_log(store, job):
+def read_standing(store: Store, job: str, known: Standing | None = None) -> Standing:
+    """What a job's log says; `known` is what it said before, whose records are not read again."""
+    standing = known.copy() if known else Standing()
+    for record in read_log(store, job, after=standing.position):
         standing.read(record)
     return standing
 
@@ -241,8 +245,8 @@ def write_order(
     record = {"order": order, "by": by, "at": at, "priority": priority, "everything": everything}
     store.put_record(f"jobs/{job}/orders/{name}.json", record)
     if order in ("resume", "requeue"):
-        for path in store.names(f"jobs/{job}/wanted"):
-            store.put_record(f"queue/{path}", store.record(f"jobs/{job}/wanted/{path}"))
+        for wanted in store.records(f"jobs/{job}/wanted"):
+            write_wish(store, Wish(**wanted))
     return name
 
 
@@ -266,18 +270,28 @@ class Wish:
     priority: int = 50
     by: str = ""  # whose film it is, where somebody keeps count
     at: float = 0.0  # when it was submitted
+    film_s: float = 0.0  # the film's length
 
     @property
     def name(self) -> str:
         return f"{self.job}.{self.container}{'.stills' if self.stills else ''}"
 
+    @property
+    def count_path(self) -> str:
+        """Stands there while the film has not ended, so that a listing tells how much its owner has."""
+        return f"open/{self.by}/{self.name}@{round(self.film_s * 1000)}.json"
+
 
 def write_wish(store: Store, wish: Wish) -> None:
+    if wish.by:
+        store.publish(wish.count_path, b"{}")
     for folder in (f"jobs/{wish.job}/wanted", "queue"):
         store.publish(f"{folder}/{wish.name}.json", _as_bytes(asdict(wish)))
 
 
 def drop_wish(store: Store, wish: Wish) -> None:
+    if wish.by:
+        store.remove(wish.count_path)
     store.remove(f"queue/{wish.name}.json")
 
 

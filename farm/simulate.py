@@ -527,6 +527,8 @@ class World:
             found += faults_of_job(self.store, wish.job, plan, is_watched=not self.had_two, is_clear=False)
             if self.adopts and any(name.startswith(f"{wish.job}.") for name in self.store.names("queue")):
                 found.append(f"job {wish.job} is still in the queue")
+            if self.adopts and any(wish.job in name for name in self.store.names(f"open/{wish.by}")):
+                found.append(f"job {wish.job} is still counted as open")
             standing = read_standing(self.store, wish.job)
             for task in plan.tasks.values():
                 if self.store.has(task) and self.store.read(task) != self.content(task):

@@ -14,7 +14,7 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -153,8 +153,7 @@ class Store:
     # -- artifacts
 
     def has(self, task: Task) -> bool:
-        path = self.full(sidecar_path(artifact_path(task)))
-        return bool(self._do(lambda: self.fs.exists(path)))
+        return self.exists(sidecar_path(artifact_path(task)))
 
     def put(self, task: Task, data: bytes | Path, *, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Keep a task's output; where there already is one, that one stays. Returns what stands beside it."""
@@ -259,9 +258,18 @@ class Store:
         """
         return bytes(self._do(lambda: self.fs.cat_file(self.full(path))))
 
+    def cat_many(self, folder: str, names: Sequence[str]) -> dict[str, bytes]:
+        """The bytes of files of a folder by name, read at once where the store can; without those that could not be."""
+        paths = [self.full(f"{folder}/{name}") for name in names]
+        found = self._do(lambda: self.fs.cat(paths, on_error="omit")) if paths else {}
+        return {str(path).rsplit("/", 1)[-1]: bytes(data) for path, data in found.items()}
+
     def cat_part(self, path: str, first: int, end: int) -> bytes:
         """The bytes of a file from `first` up to, and without, `end`."""
         return bytes(self._do(lambda: self.fs.cat_file(self.full(path), start=first, end=end)))
+
+    def exists(self, path: str) -> bool:
+        return bool(self._do(lambda: self.fs.exists(self.full(path))))
 
     def names(self, folder: str) -> list[str]:
         """Names of what lies in a folder, sorted; none where it does not exist."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 
 from .errors import FarmError
 from .jobs import Job, write_job
-from .journal import Wish, drop_wish, new_orders, read_standing, write_order, write_wish
+from .journal import Standing, Wish, drop_wish, new_orders, read_standing, write_order, write_wish
 from .states import ENDED
 from .store import Store
+
+LEFT_S = 600.0  # a film that has been counted for so long without being queued never will be
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Submission:
         return self.frames / self.fps
 
     @property
+    def wish(self) -> Wish:
+        """Its place in the queue."""
+        return Wish(self.job, self.container, False, "", self.priority, self.by, self.at, self.seconds)
+
+    @property
     def list_path(self) -> str:
         return f"submissions/{self.by}/{int(self.at * 1000):015d}-{self.job}.json"
 
@@ -62,6 +70,7 @@ class Where:
     reason: str
     priority: int
     ended_at: float | None = None
+    num_records: int = 0  # of its journal: none where nobody has begun it
 
 
 def once(store: Store, by: str, key: str, *, digest: str, job: str) -> str:
@@ -79,7 +88,7 @@ def once(store: Store, by: str, key: str, *, digest: str, job: str) -> str:
     return str(found["job"])
 
 
-def keep(store: Store, submission: Submission, job: Job, files: Mapping[str, Path], wish: Wish) -> Submission:
+def keep(store: Store, submission: Submission, job: Job, files: Mapping[str, Path]) -> Submission:
     """Make a submission durable; returns it as it was kept first, where it comes again."""
     path = f"jobs/{job.id}/submission.json"
     write_job(store, job, files)
@@ -87,25 +96,65 @@ def keep(store: Store, submission: Submission, job: Job, files: Mapping[str, Pat
         submission = _from_json(store.record(path))
         if where(store, submission).state in ENDED:
             return submission
-    write_wish(store, replace(wish, at=submission.at))
+    write_wish(store, submission.wish)
     store.put_record(submission.list_path, {})
     return submission
 
 
-def read_submission(store: Store, job: str) -> Submission | None:
-    """None where there is none: never submitted, or deleted."""
+def read_submission(store: Store, job: str, *, deleted: bool = False) -> Submission | None:
+    """None where there is none: never submitted, or deleted, unless those are asked for too."""
     if not job.isalnum() or len(job) > 64:
         return None
     try:
         found = _from_json(store.record(f"jobs/{job}/submission.json"))
     except FileNotFoundError:
         return None
-    return None if "deleted.json" in store.names(f"jobs/{job}") else found
+    return None if not deleted and store.exists(_deleted_path(job)) else found
+
+
+def _deleted_path(job: str) -> str:
+    return f"jobs/{job}/deleted.json"
 
 
 def _from_json(data: Mapping[str, Any]) -> Submission:
     tuples = {"shots": tuple(tuple(s) for s in data["shots"]), "warnings": tuple(data["warnings"])}
     return Submission(**{**data, **tuples})
+
+
+class Memory:
+    """Submissions and journals as one server remembers them: they only grow, so what was read is not read again.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self, store: Store, most: int = 10_000) -> None:
+        self.store, self.most = store, most
+        self.submissions: dict[str, Submission] = {}
+        self.standings: dict[str, Standing] = {}
+
+    def submission(self, job: str) -> Submission | None:
+        """As `read_submission`."""
+        found = self.submissions.get(job)
+        if found is not None:
+            return None if self.store.exists(_deleted_path(job)) else found
+        found = read_submission(self.store, job)
+        if found is not None:
+            _make_room(self.submissions, self.most)
+            self.submissions[job] = found
+        return found
+
+    def where(self, submission: Submission) -> Where:
+        """As the function `where`."""
+        job = submission.job
+        standing = read_standing(self.store, job, self.standings.get(job))
+        _make_room(self.standings, self.most)
+        self.standings[job] = standing
+        return where_by(self.store, job, standing, submission.priority)
+
+
+def _make_room(known: dict[str, Any], most: int) -> None:
+    if len(known) >= most:
+        known.clear()
 
 
 def where(store: Store, submission: Submission) -> Where:
@@ -114,12 +163,16 @@ def where(store: Store, submission: Submission) -> Where:
 
 def where_is(store: Store, job: str, *, priority: int = 50) -> Where:
     """Where a film stands by its journal, and by the orders that nobody has carried out yet."""
-    standing = read_standing(store, job)
+    return where_by(store, job, read_standing(store, job), priority)
+
+
+def where_by(store: Store, job: str, standing: Standing, priority: int) -> Where:
+    """The same, where the journal has been read."""
     priority = priority if standing.priority is None else standing.priority
     state, reason = standing.state or "queued", standing.reason
     ended_at = standing.at if state in ENDED else None
     if standing.is_open:
-        return Where(state, reason, priority)
+        return Where(state, reason, priority, num_records=standing.position)
     for _, order in new_orders(store, job, standing.orders):
         kind, by = order["order"], order["by"]
         if kind == "requeue":
@@ -132,7 +185,7 @@ def where_is(store: Store, job: str, *, priority: int = 50) -> Where:
             state, reason = "queued", ""
         elif kind == "priority":
             priority = order["priority"]
-    return Where(state, reason, priority, ended_at)
+    return Where(state, reason, priority, ended_at, standing.position)
 
 
 def give_order(
@@ -144,17 +197,43 @@ def give_order(
     write_order(store, submission.job, order, by=by, at=at, priority=priority, everything=everything)
     if read_standing(store, submission.job).state is not None:
         return
-    place = submission.priority if priority is None else priority
-    wish = Wish(submission.job, submission.container, False, "", place, submission.by, submission.at)
+    wish = submission.wish if priority is None else replace(submission.wish, priority=priority)
     if order == "cancel":
         drop_wish(store, wish)
     elif order == "priority" and f"{wish.name}.json" in store.names("queue"):
         write_wish(store, wish)
 
 
+def take_room(store: Store, wish: Wish) -> tuple[bool, int, float]:
+    """Count a film as its owner's, before it is there: of several servers none then overlooks what another takes on.
+
+    Returns:
+        Whether it was not counted before; the films of the owner that have not ended, and their seconds, this one's
+        included.
+    """
+    is_new = store.put_record(wish.count_path, {})
+    names = store.names(wish.count_path.rsplit("/", 1)[0])
+    return is_new, len(names), sum(map(_seconds_of, names))
+
+
+def give_room_back(store: Store, by: str) -> None:
+    """Forget films that are counted and not in the queue: who wrote them died between the two."""
+    waiting = set(store.names("queue"))
+    for file in store.files(f"open/{by}"):
+        name = file.path.rsplit("/", 1)[-1].rpartition("@")[0]
+        is_young = time.time() - file.modified < LEFT_S
+        if f"{name}.json" not in waiting and not is_young:
+            store.remove(file.path)
+
+
+def _seconds_of(name: str) -> float:
+    told = name.rpartition("@")[2].removesuffix(".json")
+    return int(told) / 1000 if told.isdigit() else 0.0
+
+
 def delete(store: Store, submission: Submission, *, at: float) -> None:
     """Take a film from the lists. What it was made of stays for others, until `farm store gc`."""
-    store.put_record(f"jobs/{submission.job}/deleted.json", {"at": at})
+    store.put_record(_deleted_path(submission.job), {"at": at})
     store.remove(submission.list_path)
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import httpx2
@@ -269,7 +270,7 @@ def test_thousands_of_requests_that_the_schema_allows_and_forbids(tmp_path: Path
     with serving(tmp_path, "--limits", str(tmp_path / "limits.yaml")) as server:
         command = [
             Path(sys.executable).with_name("st"), "run", f"{server.url}/openapi.json", "--checks", "all",
-            "--exclude-checks", "positive_data_acceptance", "--continue-on-failure", "--max-examples", "45",
+            "--exclude-checks", "positive_data_acceptance", "--continue-on-failure", "--max-examples", "70",
             "--request-timeout", "30", "--seed", "1",
         ]  # fmt: skip
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=800, check=False)
@@ -278,8 +279,50 @@ def test_thousands_of_requests_that_the_schema_allows_and_forbids(tmp_path: Path
     assert generated and int(generated[1]) >= 2000, done.stdout[-2000:]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_haproxy_stands_before_the_server(tmp_path: Path) -> None:
+    """Streams, ranges, forms and refusals pass through it as they do through Serve's own proxy."""
+    store = Store(str(tmp_path / "store"))
+    store.create()
+    key = add_key(store, "ann", "submitter", at=time.time())
+    with serving(tmp_path, "--haproxy") as server:
+        with httpx2.Client(base_url=server.url, timeout=60) as api:
+            assert api.get("/v1/films").status_code == 401
+            api.headers["authorization"] = f"Bearer {key}"
+            job = posted(api, BOARD, "once")
+            with api.stream("GET", f"/v1/films/{job}/events", params={"timeout_s": 300}, timeout=320) as stream:
+                arrived = [(time.monotonic(), line) for line in stream.iter_lines() if line.startswith("event: ")]
+            assert arrived[-1][1] == "event: end"
+            assert arrived[-1][0] - arrived[0][0] > 1.0  # they come as they happen
+            whole = api.get(f"/v1/films/{job}/content").content
+            assert frames_of(whole) == 26
+            part = api.get(f"/v1/films/{job}/content", headers={"range": "bytes=10-19"})
+            assert (part.status_code, part.content) == (206, whole[10:20])
+            assert api.post("/v1/films", files={"storyboard": BOARD}).status_code == 201
+            pieces = (b"x" * 2**20 for _ in range(4))
+            assert api.post("/v1/films", content=pieces, headers={"content-type": "text/yaml"}).status_code == 413
+        ports = {int(server.url.rsplit(":")[-1]), *range(30_000, 31_000)}  # the server's, and those of its replicas
+        ours = psutil.Process(server.process.pid).children(recursive=True)
+        addresses = [address for process in ours for address in listening(process) if address.port in ports]
+        assert len(addresses) == 3
+        assert {address.ip for address in addresses} == {"127.0.0.1"}
+
+
+def listening(process: psutil.Process) -> list[Any]:
+    with contextlib.suppress(psutil.Error):
+        return [c.laddr for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    return []
+
+
 def test_what_no_server_may_start_with(tmp_path: Path) -> None:
     done = farm("serve", "--host", "0.0.0.0", "--store", tmp_path / "store")
     assert done.code == 2
     assert "--host must be 127.0.0.1, without --address, while there is no key" in done.told
     assert not (tmp_path / "store").exists()
+    done = farm("serve", "--haproxy", "--store", tmp_path / "store")
+    assert (done.code, "--haproxy must not be given while there is no key" in done.told) == (2, True)
+    Store(str(tmp_path / "store")).create()
+    add_key(Store(str(tmp_path / "store")), "ann", "viewer", at=time.time())
+    done = farm("serve", "--haproxy", "--store", tmp_path / "store", "--address", "127.0.0.1:6379")
+    assert (done.code, "RAY_SERVE_ENABLE_HA_PROXY=1" in done.told) == (2, True)

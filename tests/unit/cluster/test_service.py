@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from PIL import Image
 
 from cluster.serve_app import make_app
 from cluster.service import Service
-from farm.access import add_key, revoke_key
+from farm.access import LOCAL, add_key, revoke_key
 from farm.admission import Limits
 from farm.checkpoint import find_checkpoint
-from farm.journal import Journal, Owner, new_orders, take_lease
+from farm.journal import Journal, Owner, new_orders, take_lease, write_attempt
+from farm.ledger import compact
 from farm.pools import default_pools
 from farm.store import Store
+from farm.task import Attempt
 
 BOARD = "title: A ball\nshots:\n  - {id: one, prompt: a red ball rolls over grass, frames: 17}\n"
 YAML = {"content-type": "application/yaml"}
@@ -363,6 +366,57 @@ def test_quotas_are_told_with_when_to_come_again(store: Store, keys: dict[str, s
     assert submit(again).status_code == 429
 
 
+def test_servers_share_a_quota_and_what_a_dead_one_left_is_not_counted_for_ever(
+    store: Store, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = [service_on(store, max_queued_s=5.0) for _ in range(3)]
+    clients = [client_of(service, key=keys["ann"]) for service in services]  # two films of 2.125 s and no third
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda i: submit(clients[i % 3]).status_code, range(24)))
+    assert 1 <= answers.count(201) <= 2
+    assert set(answers) == {201, 429}
+    assert len(store.names("open/ann")) == len(store.names("queue")) == answers.count(201)
+    while len(store.names("queue")) < 2:
+        assert submit(clients[0]).status_code == 201
+    store.publish("open/ann/0123456789abcdef.mp4@2125.json", b"{}")  # by a server that died before it had queued it
+    clients[1].post(f"/v1/films/{store.names('queue')[0][:16]}/cancel")
+    assert submit(clients[0]).status_code == 429
+    monkeypatch.setattr("farm.submission.LEFT_S", -1.0)  # long after
+    assert submit(client_of(service_on(store, max_queued_s=5.0), key=keys["ann"])).status_code == 201
+    assert sorted(n.partition("@")[0] for n in store.names("open/ann")) == [n[:-5] for n in store.names("queue")]
+    for name in store.names("queue"):
+        clients[2].post(f"/v1/films/{name[:16]}/cancel")
+    assert store.names("open/ann") == store.names("queue") == []
+
+
+def test_the_gpu_hours_of_a_deleted_film_count(store: Store, keys: dict[str, str]) -> None:
+    ann = client_of(service_on(store, gpu_hours_per_day=1.0), key=keys["ann"])
+    video = ann.post("/v1/videos", json={"prompt": "a red ball"}).json()["id"]
+    job = video.removeprefix("video_")
+    journal = take_lease(store, job, Owner("one"), now=lambda: 1_000_000.0)
+    assert isinstance(journal, Journal)
+    journal.move("submit", "")
+    at = {"queued_at": 1_000_000.0, "started_at": 1_000_000.0, "ended_at": 1_004_000.0}
+    where = {"stage": "denoise", "label": "one", "pool": "large", "replica": "r", "node": "n"}
+    write_attempt(
+        store, Attempt(attempt_id="a", job=job, task="t", outcome="succeeded", gpus=1.0, run_s=4000.0, **at, **where)
+    )
+    compact(store, job)
+    assert ann.delete(f"/v1/videos/{video}").status_code == 200
+    refused = client_of(service_on(store, gpu_hours_per_day=1.0), key=keys["ann"])
+    assert "this one has used 1.11" in submit(refused).json()["error"]["message"]
+
+
+def test_event_streams_of_a_key_are_bounded(store: Store) -> None:
+    service = service_on(store, max_streams=1)
+    client = client_of(service)
+    job = submit(client).json()["id"]
+    path = f"/v1/films/{job}/events?timeout_s=0"
+    assert [client.get(path).status_code for _ in range(3)] == [200] * 3  # each has ended before the next
+    with service.streaming(LOCAL):
+        assert client.get(path).status_code == 429
+
+
 def test_a_key_that_asks_too_often_waits(store: Store) -> None:
     client = client_of(service_on(store, requests_per_s=5.0))
     answers = [client.get("/v1/pools") for _ in range(15)]
@@ -396,15 +450,16 @@ def test_ids_are_ids(client: TestClient, path: str) -> None:
 
 
 def test_bodies_that_are_too_large_are_refused_with_and_without_a_length(store: Store) -> None:
-    client = client_of(service_on(store, max_body_bytes=1000, max_storyboard_bytes=900))
-    assert submit(client, "x" * 1001).status_code == 413
+    client = client_of(service_on(store, max_body_bytes=2000, max_storyboard_bytes=900))
+    assert [submit(client, "x" * n).status_code for n in (900, 901)] == [400, 413]
 
     def pieces() -> Iterator[bytes]:
-        for _ in range(200):
+        for _ in range(91):
             yield b"y" * 10
 
     assert client.post("/v1/films", content=pieces(), headers=YAML).status_code == 413
-    assert submit(client, "x" * 950).status_code == 400
+    for size, status in ((901, 400), (2001, 413)):  # a form may bring files beside its storyboard
+        assert client.post("/v1/films", files={"storyboard": "x" * size}).status_code == status
     assert client.get("/v1/pools", headers={"content-length": "many"}).status_code in (400, 200)
     assert files_of(store) == []
 

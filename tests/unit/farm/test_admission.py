@@ -67,6 +67,8 @@ def test_a_bucket_lets_through_its_rate_and_says_how_long_to_wait() -> None:
     assert bucket.take(wait) == 0.0
     passed = sum(bucket.take(1 + i / 1000) == 0.0 for i in range(10_000))  # ten seconds
     assert passed == pytest.approx(100 + 10 - 1, abs=2)
+    slow = Bucket(0.1, now=0.0)
+    assert [slow.take(0.0), slow.take(0.0), slow.take(10.0)] == [0.0, pytest.approx(10.0), 0.0]
 
 
 def test_priority_comes_first_then_whoever_has_least_then_the_oldest() -> None:

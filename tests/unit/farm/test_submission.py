@@ -1,0 +1,70 @@
+"""What a server remembers of the store is what the store says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from farm.journal import Journal, Owner, read_standing, take_lease
+from farm.store import Store
+from farm.submission import Memory, Submission, delete, read_submission, where
+
+
+class Counting(Store):
+    """A store that counts what is read from it."""
+
+    reads = 0
+
+    def record(self, path: str) -> dict[str, Any]:
+        self.reads += 1
+        return super().record(path)
+
+
+def test_a_journal_is_read_once_however_often_it_is_asked_for(tmp_path: Path) -> None:
+    store = Counting(str(tmp_path / "store"))
+    store.create()
+    one = Submission("job", "film", "ann", 1.0, "", "builtin", 64, 48, 8.0, 16, (("one", 17, 1),), "mp4")
+    store.put_record("jobs/job/submission.json", vars(one))
+    memory = Memory(store)
+    assert memory.submission("job") == read_submission(store, "job") == one
+    journal = take_lease(store, "job", Owner("me"), now=lambda: 5.0)
+    assert isinstance(journal, Journal)
+    for event in ("submit", "hand out", "pause", "quiet", "resume", "finish"):
+        journal.move(event, f"because of {event}")
+        assert memory.where(one) == where(store, one)
+    before = store.reads
+    assert (memory.where(one).state, memory.where(one).num_records) == ("completed", 7)
+    assert memory.submission("job") == one
+    assert store.reads == before
+    delete(store, one, at=9.0)
+    assert memory.submission("job") is None
+    assert read_submission(store, "job") is None
+    assert read_submission(store, "job", deleted=True) == one
+
+
+def test_what_was_known_of_a_journal_stays_as_it_was(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    store.create()
+    journal = take_lease(store, "job", Owner("me"), now=lambda: 5.0)
+    assert isinstance(journal, Journal)
+    journal.move("submit", "", order="one")
+    before = read_standing(store, "job")
+    journal.move("hand out", "", order="two", forgiven=["x"])
+    after = read_standing(store, "job", before)
+    assert (before.orders, before.state, before.forgiven) == ({"one"}, "queued", set())
+    assert after == read_standing(store, "job")
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_memory_is_bounded(tmp_path: Path, most: int) -> None:
+    store = Store(str(tmp_path / "store"))
+    store.create()
+    memory = Memory(store, most=most)
+    for i in range(5):
+        one = Submission(f"job{i}", "film", "ann", 1.0, "", "builtin", 64, 48, 8.0, 16, (("one", 17, 1),), "mp4")
+        store.put_record(f"jobs/job{i}/submission.json", vars(one))
+        assert memory.submission(f"job{i}") == one
+        memory.where(one)
+        assert max(len(memory.submissions), len(memory.standings)) <= most
