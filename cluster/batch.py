@@ -29,7 +29,7 @@ from farm.checkpoint import find_checkpoint
 from farm.errors import InputError, Problem, RenderError
 from farm.film import container_of
 from farm.jobs import Job, publish_film, write_job
-from farm.journal import Wish, read_attempts, read_standing
+from farm.journal import Watch, Wish, read_attempts, read_standing
 from farm.manifest import Row, Template, read_manifest, storyboard_of
 from farm.plan import Plan, tasks_to_run
 from farm.pools import Pool, load_pools, pools_as_json
@@ -167,6 +167,7 @@ class Driver:
         self.beside = args.template.parent if args.template else manifest if manifest.is_dir() else manifest.parent
         self.door = this_process().name
         self.controller: Any = None
+        self.watches: dict[str, Watch] = {}  # of others' leases, by job
 
     def run(self, rows: list[Row], stop: StopRequest, *, is_local: bool) -> dict[str, int]:
         """Render what has no result yet. Returns how many rows ended in which way, those of earlier runs included."""
@@ -238,15 +239,26 @@ class Driver:
         return job, plan, container, resolved.files
 
     def _submit(self, wish: Wish) -> None:
-        """Raises:
-        RenderError: no controller answers.
+        """Hand a film to the controller. One that another farm's drives is waited for, and taken over when that has
+        given no sign of life for long.
+
+        Raises:
+            RenderError: no controller answers.
         """
         import ray
 
-        end = time.monotonic() + LOST_S
+        from actors.controller import held_from_json
+
+        end, watch = time.monotonic() + LOST_S, self.watches.get(wish.job)
+        stale = asdict(watch.held) if watch and watch.look(watch.held, time.monotonic()) else None
         while True:
             try:
-                self._ask("submit", asdict(wish), door=self.door)
+                told = self._ask("submit", asdict(wish), door=self.door, stale=stale)
+                if told is None:
+                    self.watches.pop(wish.job, None)
+                else:
+                    held, now = held_from_json(told), time.monotonic()
+                    self.watches.setdefault(wish.job, Watch(held, now)).look(held, now)
                 return
             except (
                 ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError

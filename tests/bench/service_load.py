@@ -33,7 +33,7 @@ STEADY_S, SUBMITS_PER_S, READS_PER_S = 100.0, 20, 40
 BURST_FILMS, CLIENTS, STREAMS = 2000, 50, 200
 KILLS_S, KILLS_PER_S = 90.0, 4
 KILL_AT_S = {"controller": 15.0, "replica": 35.0, "serve": 55.0}
-STAND_IN_S = 0.2
+STAND_IN_S = {"encode": 0.05, "denoise": 0.2, "decode": 0.05, "assemble": 0.05}
 DRAIN_S = 1800.0
 PHASES = ["steady", "burst", "kills"]
 ENDED = ("completed", "failed", "canceled")
@@ -296,7 +296,7 @@ def serve_phases(phases: Sequence[str], *, haproxy: bool) -> dict[str, Any]:
     from farm.pools import Bounds, Pool, pools_as_json
     from farm.store import Store
 
-    os.environ["STAND_IN_S"] = str(STAND_IN_S)
+    os.environ["STAND_IN_S"] = json.dumps(STAND_IN_S)
     folder, port = Path(tempfile.mkdtemp(prefix="service-load-")), free_port()
     store = Store(str(folder / "store"))
     store.create()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from emulated_cluster import emulated_cluster
 from farm_process import Done, farm, finish, kill, start_farm, wait_until
 
-from farm.journal import read_attempts
+from farm.journal import Journal, Owner, read_attempts, read_standing, take_lease
 from farm.store import Store
 
 TEMPLATE = """\
@@ -80,6 +81,25 @@ def test_a_batch_that_cannot_be_is_refused_before_anything_is_written(tmp_path: 
     assert not (tmp_path / "store").exists()
     for more in (("--max-open", "0"), ("--priority", "101")):
         assert farm(*write(tmp_path, rows_of(1)), *more).code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_film_that_a_dead_controller_of_another_farm_holds_is_taken_over(tmp_path: Path) -> None:
+    command = write(tmp_path, rows_of(1))
+    assert farm(*command, timeout_s=200).code == 0
+    (first,) = results(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    command = write(other, rows_of(1))
+    store = Store(str(other / "store"))
+    store.create()
+    journal = take_lease(store, first["job"], Owner("elsewhere", "another-host", 1), now=time.time)
+    assert isinstance(journal, Journal)
+    journal.move("submit", "")
+    assert farm(*command, timeout_s=200).code == 0
+    assert [(r["job"], r["status"]) for r in results(other)] == [(first["job"], "completed")]
+    assert read_standing(store, first["job"]).fence > journal.fence
 
 
 @pytest.mark.slow

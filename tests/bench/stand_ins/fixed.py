@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from farm.task import MeasureSeams
 from pipelines.stage import Artifact, Progress, Result
 
 SECONDS = {"encode": 0.2, "denoise": 2.0, "decode": 0.5, "assemble": 0.3}
-SAME_S = os.environ.get("STAND_IN_S")  # all of them take so long
+SECONDS |= json.loads(os.environ.get("STAND_IN_S", "{}"))
 STEPS = 10
 CALL_S = 0.2  # of one slice of a blended take, at one step
 SEAM = b'{"frame": 0, "kind": "cut", "mad_ratio": 1.0, "warp_ratio": 1.0, "flow_jump": 0.0, "delta_e": 0.0}\n'
@@ -23,7 +24,7 @@ def stand_in(stage: str) -> type:
 
     class StandIn:
         def __init__(self, model: str = "", components: Sequence[str] = (), **numerics: Any) -> None:
-            self.seconds = float(SAME_S or SECONDS[stage])
+            self.seconds = float(SECONDS[stage])
 
         def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result:
             for i in range(len(inputs)):
