@@ -133,6 +133,7 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
     files = {"CONFIG_FILE_LOC": "h/cfg", "SOCKET_PATH": "h/a", "METRICS_SOCKET_PATH": "h/m", "SERVER_STATE_FILE": "h/s"}
     told = {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
     told["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"] = str(folder / "h")
+    told["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "1"  # 30 by default, for balancers that look now and then
     return {**HAPROXY_ENVIRONMENT, **told}
 
 
