@@ -115,7 +115,7 @@ async def film_answer(service: Service, one: Submission) -> FilmAnswer:
 
 
 async def _live_answer(service: Service, one: Submission, told: Where) -> FilmAnswer:
-    live = await service.live(one) if told.num_records and told.state not in ENDED else None
+    live = await service.live(one, told)
     return answer_of(one, told, live if live is not None and "done" in live else {})
 
 
@@ -274,36 +274,31 @@ async def film_events(
 async def _events(
     service: Service, caller: Caller, one: Submission, after: int, timeout_s: float
 ) -> AsyncIterator[str]:  # fmt: skip
-    with service.streaming(caller):
-        async for event in _news(service, one, after, timeout_s):
-            yield event
-
-
-async def _news(service: Service, one: Submission, after: int, timeout_s: float) -> AsyncIterator[str]:
     end, last = time.monotonic() + timeout_s, ""
-    yield "retry: 2000\n\n"
-    while True:
-        where = await asyncio.to_thread(service.where, one)
-        if where.num_records > after:
-            for record in await asyncio.to_thread(read_log, service.store, one.job, after=after):
-                after += 1
-                if record["kind"] == "state":
-                    told = {k: record[k] for k in ("state", "event", "reason", "at")}
-                    yield _event("state", told, after)
-        now = await _live_answer(service, one, where)
-        progress = now.model_dump_json(
-            include={"status", "progress", "left_s", "running", "to_run", "done", "previews"}
-        )
-        if progress != last:
-            last = progress
-            yield f"event: progress\ndata: {progress}\n\n"
-        if now.status in ENDED:
-            yield _event("end", {"status": now.status, "reason": now.reason})
-            return
-        left_s = end - time.monotonic()
-        if left_s <= 0:
-            return
-        await asyncio.sleep(min(LOOK_S, left_s))
+    with service.streaming(caller):
+        yield "retry: 2000\n\n"
+        while True:
+            where = await asyncio.to_thread(service.where, one)
+            if where.num_records > after:
+                for record in await asyncio.to_thread(read_log, service.store, one.job, after=after):
+                    after += 1
+                    if record["kind"] == "state":
+                        told = {k: record[k] for k in ("state", "event", "reason", "at")}
+                        yield _event("state", told, after)
+            now = await _live_answer(service, one, where)
+            progress = now.model_dump_json(
+                include={"status", "progress", "left_s", "running", "to_run", "done", "previews"}
+            )
+            if progress != last:
+                last = progress
+                yield f"event: progress\ndata: {progress}\n\n"
+            if now.status in ENDED:
+                yield _event("end", {"status": now.status, "reason": now.reason})
+                return
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                return
+            await asyncio.sleep(min(LOOK_S, left_s))
 
 
 def _event(kind: str, data: dict[str, Any], number: int | None = None) -> str:

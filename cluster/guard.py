@@ -61,10 +61,10 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", []), *SAFE]}
             await send(message)
 
-        refused = await self._refusal(scope)
+        most = self._most_bytes(scope)
+        refused = await self._refusal(scope, most)
         if refused is not None:
             return await refused(scope, receive, send_safe)
-        most = self._most_bytes(scope)
         try:
             await self.app(scope, _Body(receive, most), send_safe)
         except _TooLarge:  # nothing of an answer has been sent: the body is read first
@@ -78,13 +78,13 @@ class Guard:
         is_form = kind.strip().lower().startswith(b"multipart/form-data")
         return limits.max_body_bytes if is_form else min(limits.max_storyboard_bytes, limits.max_body_bytes)
 
-    async def _refusal(self, scope: Scope) -> JSONResponse | None:
+    async def _refusal(self, scope: Scope, most: int) -> JSONResponse | None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         length = headers.get("content-length", "0")
         if not length.isdigit():
             return error_response(400, "Content-Length must be a number")
-        if int(length) > self._most_bytes(scope):
-            return _too_large(self._most_bytes(scope))
+        if int(length) > most:
+            return _too_large(most)
         if scope["path"] in OPEN_PATHS:
             return None
         try:

@@ -332,8 +332,11 @@ class Service:
             found.append(one)
         return found, False
 
-    async def live(self, submission: Submission) -> dict[str, Any] | None:
-        """The controller's view of a film that it renders; None where it does not, or does not answer."""
+    async def live(self, submission: Submission, told: Where) -> dict[str, Any] | None:
+        """The controller's view of a film that it renders; None where it does not, or does not answer. It is not asked
+        about one that by the store nobody has begun, or that has ended."""
+        if not told.num_records or told.state in ENDED:
+            return None
         return await self.view(f"{submission.job}.{submission.container}")
 
     def _plan_of(self, job: str, container: str) -> Plan:

@@ -122,7 +122,7 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 async def video_answer(service: Service, one: Submission) -> VideoAnswer:
     told: Where = await asyncio.to_thread(service.where, one)
-    view = (await service.live(one) if told.num_records and told.state not in ENDED else None) or {}
+    view = await service.live(one, told) or {}
     return answer_of(service, one, told, view)
 
 

@@ -33,7 +33,9 @@ class Limits(Strict):
     """What one request and one key may ask of a server. A file of `farm serve --limits` sets some of them."""
 
     max_body_bytes: Count = 64 * MIB
+    """Of a form, whose files go to the disk."""
     max_storyboard_bytes: Count = 2 * MIB
+    """And of every request that is no form."""
     max_image_bytes: Count = 20 * MIB
     max_image_px: Annotated[int, Field(ge=1, le=MAX_IMAGE_PX)] = MAX_IMAGE_PX
     max_images: Count = 64

@@ -90,10 +90,10 @@ def takes_jobs(dashboard: str) -> bool:
         return False
 
 
-def cli(dashboard: str, *words: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+def cli(dashboard: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [str(BIN / "ray"), *words]
     environment = os.environ | {"RAY_ADDRESS": dashboard}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 class Batch:
@@ -175,7 +175,7 @@ class Batch:
 
 
 def kill(words: Sequence[str], *, title: str = "") -> None:
-    """End the one process whose command line has these words, or begins with this title."""
+    """End the processes whose command line has these words, or begins with this title: a driver has a shell."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):

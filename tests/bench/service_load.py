@@ -1,4 +1,4 @@
-"""The service under load: `make bench NAME=service_load` (about 25 minutes).
+"""The service under load: `make bench NAME=service_load`.
 
 A farm with stand-in stages behind two replicas of the HTTP server and HAProxy (`farm serve --haproxy`); clients in a
 process of their own, niced, so that they take no time from what is measured. First an open loop: 20 submits and 40
