@@ -261,6 +261,8 @@ class Replica:
                 self.unsaved.pop(key, None)
                 if isinstance(artifact, Path):
                     shutil.rmtree(artifact.parent, ignore_errors=True)  # the stage made the folder for it alone
+                del artifact
+                trim_memory()  # here, because the next task runs already
         return int(record["size"])
 
     def warm(self, wanted: Sequence[tuple[str, str, tuple[tuple[str, str], ...]]]) -> None:
@@ -341,7 +343,6 @@ class Replica:
             self.canceled.discard(task.key)
             self.halted.discard(task.key)
             self.current = self.progress = self.helpers = None
-            trim_memory()
 
     def _let_go_of_all(self) -> None:
         """Unload every stage."""
@@ -350,6 +351,7 @@ class Replica:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+        trim_memory()
 
     def _stage(self, stage: str, origin: Loaded, *, frugal: bool = False) -> tuple[Any, float]:
         """The loaded stage and the seconds that loading it took now.

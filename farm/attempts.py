@@ -26,6 +26,7 @@ from .task import Attempt, Task
 
 NODE_LOSS_POLLS, NODE_LOSS_POLL_S = 6, 0.5
 MAX_OUTAGES = 200  # of the store, that one task may meet
+AHEAD_S = 1.0  # a replica whose task takes at most so long is given its next one meanwhile
 
 
 class Jobs(Protocol):
@@ -69,6 +70,8 @@ class Attempts:
         self.tries: dict[str, list[Attempt]] = {}  # those that did not succeed, by task
         self.num_attempts = 0
         self.frugal: set[str] = set()  # tasks that are tried with as little memory as can be
+        self.pace: dict[tuple[str, str], float] = {}  # pool and stage to the seconds that a task last took, by its cost
+        self.ahead_s = AHEAD_S
         self.queued_at: dict[str, float] = {}
         self.full = ""  # why nothing can be put into the store now
         self.room = asyncio.Event()
@@ -129,21 +132,31 @@ class Attempts:
     def dispatch(self) -> None:
         if self.closing or self.full:
             return
-        for slot in list(self.fleet.slots.values()):
-            if not slot.is_free:
-                continue
-            peers = [other for other in self.fleet.of(slot.pool) if other.node and not other.is_leaving]
-            task = self.dispatcher.take(
-                self.fleet.stages[slot.pool], replica=slot.name, pool=slot.pool, peers=[p.name for p in peers],
-                idle=[p.name for p in peers if p.busy is None],
-            )  # fmt: skip
-            if task is not None:
-                slot.busy = task.key
-                self.loans.take_back(slot)
-                self.jobs.spawn(self._attempt(slot, task, self.wanted_by(task.key)))
+        for can_take in (lambda slot: slot.is_free, self._is_free_soon):
+            for slot in [s for s in self.fleet.slots.values() if can_take(s)]:
+                self._give_work(slot)
         for loan in self.loans.lend():
             self.jobs.spawn(self.loans.prepare(*loan))
         self.scale()
+
+    def _give_work(self, slot: Slot) -> None:
+        peers = [other for other in self.fleet.of(slot.pool) if other.node and not other.is_leaving]
+        task = self.dispatcher.take(
+            self.fleet.stages[slot.pool], replica=slot.name, pool=slot.pool, peers=[p.name for p in peers],
+            idle=[p.name for p in peers if p.busy is None],
+        )  # fmt: skip
+        if task is not None:
+            slot.give(task.key)
+            self.loans.take_back(slot)
+            self.jobs.spawn(self._attempt(slot, task, self.wanted_by(task.key)))
+
+    def _is_free_soon(self, slot: Slot) -> bool:
+        """Whether its task is so short that the next one may wait behind it. A gang's tasks are not."""
+        if slot.busy is None or slot.ahead or slot.is_leaving or self.pools[slot.pool].ranks > 1:
+            return False
+        task = self.dispatcher.nodes[slot.busy].task
+        pace = self.pace.get((slot.pool, task.stage))
+        return pace is not None and pace * max(task.cost, 1.0) <= self.ahead_s
 
     async def look_at(self, slot: Slot) -> None:
         """Note what a replica is doing, and keep its preview where there is a new one."""
@@ -173,8 +186,8 @@ class Attempts:
         draining = set(self.hands.draining())
         leaving = [s for s in self.fleet.slots.values() if draining.intersection((s.node, *s.other_nodes))]
         for slot in [s for s in leaving if not s.is_leaving]:
-            if slot.busy:
-                self.hands.halt(slot.handle, slot.busy)
+            for key in slot.given:
+                self.hands.halt(slot.handle, key)
             self.fleet.dismiss(slot)
 
     # -- tasks
@@ -217,13 +230,17 @@ class Attempts:
 
     async def _run(self, slot: Slot, task: Task, wanted_by: list[Rendering]) -> tuple[Ran, int]:
         """Let a replica compute and persist; how it went and the artifact's size in bytes."""
-        asked_at = self.now()
+        asked_at, has_begun = self.now(), True
         sources = self._sources(task, wanted_by[0])
         try:
             try:
                 ran = await self.hands.run(slot.handle, task, sources, frugal=task.key in self.frugal)
+            except ReplicaLost:
+                has_begun, slot.ahead = slot.busy == task.key, None  # what waited there never will
+                raise
             finally:
-                slot.busy, slot.idle_since, slot.status = None, self.now(), None
+                slot.take_off(task.key)
+                slot.idle_since = self.now()
                 self.loans.take_all_back(task.key)
             if ran.info.get("leaving"):
                 slot.is_leaving = True
@@ -237,6 +254,9 @@ class Attempts:
                     )
                     await asyncio.sleep(RETRY_S)  # it would not be better at once
                 return (replace(ran, outcome="interrupted", cause="") if is_innocent else ran), 0
+            if not ran.info.get("resumed_at") and not ran.info.get("not_needed"):
+                run_s = ran.ended_at - ran.started_at - ran.load_s
+                self.pace[slot.pool, task.stage] = run_s / max(task.cost, 1.0)
             if ran.value is not None:  # the next stage need not wait for the store
                 self.values[task.key] = ran.value
                 self.note_queued(self.dispatcher.computed(task.key))
@@ -248,6 +268,9 @@ class Attempts:
                 slot.num_saving -= 1
         except ReplicaLost as e:
             self.fleet.drop(slot)
+            if not has_begun:
+                now = self.now()
+                return Ran("interrupted", now, now, reason=f"the replica ended before it began: {e}"), 0
             return await self._judge(slot, e, asked_at), 0
         except (StoreError, OSError) as e:  # the store refused
             slot.is_leaving = True  # it may still hold what it could not put away

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -78,6 +78,7 @@ class Slot:
     pid: int = 0
     other_nodes: tuple[str, ...] = ()  # where more of it is, of a gang
     busy: str | None = None  # key of the task it runs
+    ahead: str | None = None  # of the one that waits there behind it
     num_saving: int = 0  # outputs that it has still to put into the store
     is_leaving: bool = False  # it gets no more tasks
     was_told: bool = False  # by its machine, to end
@@ -91,6 +92,24 @@ class Slot:
     @property
     def is_free(self) -> bool:
         return bool(self.node) and self.busy is None and not self.is_leaving
+
+    @property
+    def given(self) -> list[str]:
+        """Keys of all tasks that it has."""
+        return [key for key in (self.busy, self.ahead) if key]
+
+    def give(self, key: str) -> None:
+        if self.busy is None:
+            self.busy = key
+        else:
+            self.ahead = key
+
+    def take_off(self, key: str) -> None:
+        """It has told how that task went; the one behind it begins."""
+        if self.busy == key:
+            self.busy, self.ahead, self.status = self.ahead, None, None
+        elif self.ahead == key:  # its answer came before that of the task in front of it
+            self.ahead = None
 
 
 class Hands(Protocol):
@@ -154,6 +173,10 @@ class Fleet:
         self.numbers = itertools.count()
         self.replaced: Counter[str] = Counter()  # replicas that failed too much, by node
         self.start_failures: Counter[str] = Counter()  # in a row, by pool
+
+    def given(self, keys: Collection[str]) -> list[tuple[Slot, str]]:
+        """Which replicas have some of these tasks: each with its task."""
+        return [(slot, key) for slot in self.slots.values() for key in slot.given if key in keys]
 
     def of(self, pool: str) -> list[Slot]:
         return [slot for slot in self.slots.values() if slot.pool == pool]

@@ -52,10 +52,9 @@ def compact(store: Store, job: str) -> list[str]:
     files: defaultdict[str, list[Attempt]] = defaultdict(list)
     for attempt in read_attempts(store, job):
         files[f"ledger/day={day_of(attempt)}/{job}-{attempt.fence}.parquet"].append(attempt)
-    there = {f"{folder}/{name}" for folder in {p.rsplit("/", 1)[0] for p in files} for name in store.names(folder)}
     made = []
     for path, attempts in files.items():
-        if path not in there:
+        if not store.exists(path):
             buffer = io.BytesIO()
             table = pa.Table.from_pylist([row_of(a) for a in attempts], schema=SCHEMA)
             pq.write_table(table, buffer, compression="zstd")

@@ -25,6 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .attempts import AHEAD_S
 from .audit import faults_of_job
 from .checkpoint import Checkpoint, find_checkpoint
 from .control import Control, plan_wish
@@ -134,6 +135,7 @@ class World:
         self._draw_films(min_tasks)
         self.is_calm = False
         self.is_exact = not num_faults  # tasks take as long as they should, and answers come at once
+        self.ahead_s = AHEAD_S if self.is_exact else self.rng.choice([0.0, AHEAD_S, 30.0])
 
     # -- what there is
 

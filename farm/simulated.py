@@ -40,6 +40,7 @@ class SimReplica:
     node: SimNode | None
     ended: asyncio.Future[None]
     is_bad: bool = False  # fails whatever it is given
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # it runs one task after another
     step: int = 0
     num_steps: int = 1
     task: str | None = None
@@ -67,6 +68,7 @@ class Instance:
             now=world.loop.time, adopts=world.adopts, is_dead=world.is_known_dead, plan=world.plan_of,
             max_open=world.max_open,
         )  # fmt: skip
+        self.control.work.ahead_s = world.ahead_s
 
     def harm(self, call: str, when: str) -> None:
         if self.is_dead:
@@ -139,7 +141,13 @@ class SimHands:
     async def run(
         self, replica: SimReplica, task: Task, inputs: Sequence[tuple[Task, Any]], *, frugal: bool
     ) -> Ran:  # fmt: skip
-        ran: Ran = await self._answer(replica, self.world.compute(replica, task, inputs, frugal=frugal), task.key)
+        async def in_turn() -> Ran:
+            async with replica.turn:
+                if not replica.is_alive:
+                    raise ReplicaLost("its process ended")
+                return await self.world.compute(replica, task, inputs, frugal=frugal)
+
+        ran: Ran = await self._answer(replica, in_turn(), task.key)
         return ran
 
     async def persist(self, replica: SimReplica, key: str) -> int:

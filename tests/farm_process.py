@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+FARM = Path(sys.executable).with_name("farm")  # as users start it: under `python -m` Ctrl-C may end Python otherwise
 TIMEOUT_S = 240.0
 
 
@@ -25,7 +26,7 @@ class Done:
 
 
 def start_farm(*argv: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "cluster.cli", *map(str, argv)]
+    command = [FARM, *map(str, argv)]
     return subprocess.Popen(
         command, cwd=cwd, env=os.environ | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -21,10 +21,12 @@ import pytest
 from bound import makespan_bound
 
 from farm import attempts, dispatch, journal
+from farm.attempts import AHEAD_S
 from farm.control import Control
 from farm.errors import ReplicaLost
 from farm.failure import Retry
 from farm.fleet import Slot
+from farm.journal import read_attempts
 from farm.plan import Plan, tasks_to_run
 from farm.pools import Bounds, Pool
 from farm.simulate import SECONDS, World, faults_of_many
@@ -265,3 +267,49 @@ def test_a_gang_halts_when_the_node_of_any_of_its_ranks_is_to_go() -> None:
     work.leave_draining_nodes()
     assert halted == ["one"]
     assert [s.is_leaving for s in work.fleet.slots.values()] == [True, False]
+
+
+def handed_ahead(world: World, control: Control, told: Callable[[SimReplica, str], None]) -> None:
+    """Tell of every task that is handed to a replica while that has another, and of that one's stage."""
+    run, stages = (
+        control.hands.run,
+        {task.key: task.stage for plan in world.plans.values() for task in plan.tasks.values()},
+    )
+
+    async def watched(replica: SimReplica, *values: Any, **named: Any) -> Any:
+        if replica.task:
+            told(replica, stages[replica.task])
+        return await run(replica, *values, **named)
+
+    control.hands.run = watched
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "behind"), [(0.0, set()), (AHEAD_S, {"encode", "assemble"}), (3.5, {"encode", "assemble", "decode"})]
+)
+def test_only_behind_a_short_task_another_one_waits(ahead_s: float, behind: set[str]) -> None:
+    seen: set[str] = set()
+    world = World(11, num_faults=0, min_tasks=200, control=lambda c: handed_ahead(world, c, lambda _, s: seen.add(s)))
+    world.ahead_s = ahead_s
+    world.pools = {n: p.model_copy(update={"replicas": Bounds(min=1, max=1)}) for n, p in world.pools.items()}
+    assert not world.run()
+    assert seen == behind
+
+
+def test_a_task_that_waited_behind_another_in_a_replica_that_ends_has_not_failed() -> None:
+    ended: list[SimReplica] = []
+
+    def end_once(replica: SimReplica, stage: str) -> None:
+        if not ended:
+            ended.append(replica)
+            world.loop.call_later(0.1, world.end_replica, replica)
+
+    world = World(11, num_faults=0, min_tasks=200, control=lambda c: handed_ahead(world, c, end_once))
+    world.pools = {n: p.model_copy(update={"replicas": Bounds(min=1, max=1)}) for n, p in world.pools.items()}
+    assert not world.run()
+    tries = {a.attempt_id: a for wish in world.wishes for a in read_attempts(world.store, wish.job)}
+    told = sorted((a.outcome, a.cause, a.reason) for a in tries.values() if a.outcome != "succeeded")
+    assert told == [
+        ("failed", "died", "the replica's process died: its process ended"),
+        ("interrupted", "", "the replica ended before it began: its process ended"),
+    ]
