@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,7 @@ def give_room_back(store: Store, by: str) -> None:
             store.remove(file.path)
 
 
+@lru_cache(maxsize=100_000)
 def _seconds_of(name: str) -> float:
     told = name.rpartition("@")[2].removesuffix(".json")
     return int(told) / 1000 if told.isdigit() else 0.0
