@@ -1,13 +1,22 @@
-"""A Ray cluster of several emulated nodes on this machine, with logical GPUs and labels, and no effect on any other."""
+"""Ray clusters on this machine, with no effect on any other: of emulated nodes with logical GPUs and labels, or as an
+operator starts one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import httpx2
+import psutil
+from farm_process import wait_until
+from serving import free_port
 
 from cluster.hardware import own_folder
 
@@ -52,3 +61,38 @@ def emulated_cluster(nodes: Sequence[dict[str, Any]]) -> Iterator[EmulatedCluste
         if before is not None:
             os.environ["RAY_TMPDIR"] = before
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def head_node(*, num_cpus: int, **environment: str) -> Iterator[tuple[str, str]]:
+    """`ray start --head`, which takes in jobs and Serve's applications: its address, and that of its dashboard."""
+    folder, port, dashboard = own_folder(), free_port(), free_port()
+    command = [
+        Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={port}",
+        f"--dashboard-port={dashboard}", f"--num-cpus={num_cpus}", f"--temp-dir={folder}", "--disable-usage-stats",
+    ]  # fmt: skip
+    url, log = f"http://127.0.0.1:{dashboard}", folder / "log"
+    with (
+        log.open("w") as out,
+        subprocess.Popen(command, env=os.environ | environment, stdout=out, stderr=out) as process,
+    ):
+        try:
+            wait_until("Ray to take jobs in", lambda: takes_jobs(url), timeout_s=120)
+            yield f"127.0.0.1:{port}", url
+        finally:
+            tree = psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            for child in tree:
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def takes_jobs(dashboard: str) -> bool:
+    headers = {"Authorization": f"Bearer {os.environ.get('RAY_AUTH_TOKEN', '')}"}
+    try:
+        return httpx2.get(f"{dashboard}/api/jobs/", headers=headers, timeout=5).status_code == 200
+    except httpx2.TransportError:
+        return False

@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,9 +28,9 @@ import httpx2
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from emulated_cluster import head_node
 from farm_process import wait_until
 from measure import save
-from serving import free_port
 
 ROWS = int(os.environ.get("BATCH_ROWS", "1000"))
 KILL_AFTER = (0.25, 0.55)  # of the rows
@@ -53,41 +53,6 @@ pools:
 """
 JOB_S = 1500.0
 BIN = Path(sys.executable).parent
-
-
-@contextmanager
-def head_node(folder: Path) -> Iterator[tuple[str, str]]:
-    """A Ray that takes jobs in; its address, and that of its dashboard."""
-    port, dashboard = free_port(), free_port()
-    here = Path(__file__).parent
-    command = [
-        BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=8",
-        f"--temp-dir={folder / 'ray'}", "--disable-usage-stats",
-    ]  # fmt: skip
-    environment = os.environ | {
-        "STAND_IN_S": json.dumps(SECONDS), "PYTHONPATH": f"{here}:{here.parent}", "PATH": f"{BIN}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "disabled",
-    }  # fmt: skip
-    with (folder / "ray.log").open("w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as p:
-        try:
-            address = f"http://127.0.0.1:{dashboard}"
-            wait_until("Ray to take jobs in", lambda: takes_jobs(address), timeout_s=120)
-            yield f"127.0.0.1:{port}", address
-        finally:
-            tree = psutil.Process(p.pid).children(recursive=True)
-            p.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                p.wait(60)
-            for process in tree:
-                with suppress(psutil.Error):
-                    process.kill()
-
-
-def takes_jobs(dashboard: str) -> bool:
-    try:
-        return httpx2.get(f"{dashboard}/api/jobs/", timeout=5).status_code == 200
-    except httpx2.TransportError:
-        return False
 
 
 def cli(dashboard: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -266,7 +231,11 @@ def ray_data(folder: Path) -> dict[str, Any]:
 def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="batch-", dir="/tmp"))
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    with head_node(folder) as (address, dashboard):
+    here = Path(__file__).parent
+    environment = {
+        "STAND_IN_S": json.dumps(SECONDS), "PYTHONPATH": f"{here}:{here.parent}", "PATH": f"{BIN}:{os.environ['PATH']}",
+    }  # fmt: skip
+    with head_node(num_cpus=8, **environment) as (address, dashboard):
         import ray
 
         ray.init(address=address, log_to_driver=False, logging_level="error", namespace="longtake")

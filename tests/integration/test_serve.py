@@ -19,7 +19,7 @@ import openai
 import psutil
 import pytest
 import yaml
-from emulated_cluster import emulated_cluster
+from emulated_cluster import head_node
 from farm_process import farm, wait_until
 from PIL import Image
 from serving import POOLS, Server, free_port, serving
@@ -194,32 +194,27 @@ def test_the_service_is_deployed_by_its_file_and_outlives_the_controller_and_its
     told["proxy_location"] = "HeadOnly"
     told["applications"][0]["args"] |= {"store": store.root, "pools": str(tmp_path / "pools.yaml")}
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(told))
-    with emulated_cluster([{"num_cpus": 4}]) as ray_cluster:
-        command = [Path(sys.executable).with_name("serve"), "run", "--address", ray_cluster.address]
-        log = (tmp_path / "log").open("w")
-        process = subprocess.Popen([*command, tmp_path / "serve.yaml"], stdout=log, stderr=log)
-        try:
-            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as api:
-                wait_until("the service to answer", lambda: is_ready(api), timeout_s=120)
-                assert api.get("/v1/films").status_code == 401
-                api.headers["authorization"] = f"Bearer {key}"
-                jobs = []
-                for i in range(6):
-                    board = BOARD.replace("title: Two shots", f"title: Number {i}\nseed: {i}")
-                    jobs.append(posted(api, board, f"once-{i}"))
-                    if i in (2, 4):  # the controller, then a replica of the server
-                        title = "Controller" if i == 2 else "ServeReplica:longtake:ingress"
-                        wait_until(f"{title} to be there, and its end", partial(kill_actor, title, mark))
-                assert [posted(api, BOARD.replace("title: Two shots", f"title: Number {i}\nseed: {i}"), f"once-{i}")
-                        for i in range(6)] == jobs  # fmt: skip
-                states = "completed", "failed", "canceled"
-                wait_until("all films to end", lambda: all(state_of(api, j) in states for j in jobs), timeout_s=200)
-                assert {state_of(api, j) for j in jobs} == {"completed"}
-                assert len(api.get("/v1/films").json()["data"]) == 6
-        finally:
-            process.terminate()
-            process.wait(60)
-            log.close()
+    with head_node(num_cpus=4) as (_, dashboard):
+        command = [Path(sys.executable).with_name("serve"), "deploy", "--address", dashboard, tmp_path / "serve.yaml"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as api:
+            wait_until("the service to answer", lambda: is_ready(api), timeout_s=120)
+            assert api.get("/v1/films").status_code == 401
+            api.headers["authorization"] = f"Bearer {key}"
+            jobs = []
+            for i in range(6):
+                board = BOARD.replace("title: Two shots", f"title: Number {i}\nseed: {i}")
+                jobs.append(posted(api, board, f"once-{i}"))
+                if i in (2, 4):  # the controller, then a replica of the server
+                    title = "Controller" if i == 2 else "ServeReplica:longtake:ingress"
+                    wait_until(f"{title} to be there, and its end", partial(kill_actor, title, mark))
+            assert [posted(api, BOARD.replace("title: Two shots", f"title: Number {i}\nseed: {i}"), f"once-{i}")
+                    for i in range(6)] == jobs  # fmt: skip
+            states = "completed", "failed", "canceled"
+            wait_until("all films to end", lambda: all(state_of(api, j) in states for j in jobs), timeout_s=200)
+            assert {state_of(api, j) for j in jobs} == {"completed"}
+            assert len(api.get("/v1/films").json()["data"]) == 6
 
 
 def is_ready(api: httpx2.Client) -> bool:
