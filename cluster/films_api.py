@@ -20,7 +20,8 @@ from farm.submission import Submission, Where
 from .guard import parse_json
 from .incoming import Incoming, incoming
 from .media import TYPES, send_file
-from .service import Forbidden, NotFound, NotReady, Prepared, Service
+from .preparing import Prepared
+from .service import Forbidden, NotFound, NotReady, Service
 from .shapes import (
     ErrorAnswer,
     EstimateAnswer,

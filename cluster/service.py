@@ -19,21 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from farm.access import Caller, Keyring, note_change
-from farm.admission import Bucket, Limits, Usage, over_limits, over_quota, too_large
+from farm.admission import Bucket, Limits, Usage, over_quota
 from farm.checkpoint import Checkpoint
-from farm.document import Document, dotted, read_document, suggest
-from farm.errors import FarmError, InputError, Problem, StoreError
-from farm.film import container_of
-from farm.jobs import Job, read_job
+from farm.errors import FarmError, StoreError
+from farm.jobs import read_job
 from farm.journal import read_attempts
 from farm.keys import hash_json
 from farm.ledger import estimate_of, read_ledger
 from farm.plan import Plan, make_plan, tasks_to_run
 from farm.pools import Pool, numerics
-from farm.resolve import resolve
 from farm.states import ENDED
 from farm.store import Store, artifact_path
-from farm.storyboard import names_in, parse_storyboard
 from farm.submission import (
     Memory,
     Submission,
@@ -51,7 +47,7 @@ from farm.submission import (
 from farm.why import write_plan
 
 from .courier import check_webhook, keep_webhook
-from .order import plan_job
+from .preparing import Prepared, prepare
 
 log = logging.getLogger(__name__)
 UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,4}")  # no dots alone
@@ -80,18 +76,6 @@ class TooMuch(FarmError):
     def __init__(self, reason: str, retry_after_s: float) -> None:
         super().__init__(reason, retry_after_s)
         self.reason, self.retry_after_s = reason, retry_after_s
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A storyboard that has been read, checked and planned; nothing is written."""
-
-    job: Job
-    plan: Plan
-    files: dict[str, Path]
-    warnings: tuple[str, ...]
-    container: str
-    model: str  # as the storyboard names it
 
 
 @dataclass
@@ -167,36 +151,8 @@ class Service:
     # -- submitting
 
     def prepare(self, raw: bytes, uploads: Mapping[str, Path], folder: Path) -> Prepared:
-        """Read, check and plan a storyboard.
-
-        Args:
-            uploads: pictures and LoRAs of the request, by the name that the storyboard uses; all in `folder`.
-        Raises:
-            InputError: with all faults; models and files must be known to this server or come with the request.
-        """
-        if len(raw) > self.limits.max_storyboard_bytes:
-            raise InputError(f"a storyboard must have at most {self.limits.max_storyboard_bytes} bytes, got {len(raw)}")
-        document = read_document(raw, file="storyboard")
-        if told := self._unknown_names(document, uploads):
-            raise InputError(*told)
-        draft = parse_storyboard(raw, file=str(folder / "storyboard"))
-        name = draft.top.model if draft.top else "builtin"
-        if name not in self.models:
-            raise InputError(Problem(f"model must be one of {', '.join(self.models)}, got {name!r}", "model"))
-        others = {n: self.models[n] for place, n in names_in(document.data) if place[-1] == "model"}
-        fps = (draft.top.fps if draft.top else None) or self.models[name].card.fps
-        if told := too_large(draft.shots, fps, self.limits):  # before anything is cut into chunks
-            raise InputError(*told)
-        try:
-            resolved = resolve(draft, self.models[name], others=others)
-        except InputError as e:
-            raise InputError(*(replace(p, file="") for p in e.problems)) from None
-        film, models = resolved.film, resolved.models
-        if told := over_limits(film, self.limits):
-            raise InputError(*told)
-        container = container_of("", film.codec)
-        job, plan, _ = plan_job(film, models, raw.decode("utf-8-sig"), self.pools, container=container)
-        return Prepared(job, plan, resolved.files, resolved.warnings, container, name)
+        """See the function."""
+        return prepare(raw, uploads, folder, models=self.models, pools=self.pools, limits=self.limits)
 
     def submit(
         self, prepared: Prepared, caller: Caller, *, kind: str, priority: int = 50, key: str = "", webhook: str = "",
@@ -281,26 +237,6 @@ class Service:
                     told[owner] = told.get(owner, 0.0) + row["gpu_s"] / 3600 / len(owners)
             self.gpu_hours = (self.now(), told)
         return self.gpu_hours[1].get(caller.name, 0.0)
-
-    def _unknown_names(self, document: Document, uploads: Mapping[str, Path]) -> list[Problem]:
-        """Models that this server does not offer, and files that did not come with the request."""
-        found: list[Problem] = []
-        used = list(names_in(document.data))
-        num_files = sum(place[-1] != "model" for place, _ in used)
-        if num_files > self.limits.max_images:
-            most = f"must be at most {self.limits.max_images} on this server, got {num_files}"
-            return [Problem(f"the number of times that pictures are used {most}", "shots")]
-        for place, name in used:
-            is_model = place[-1] == "model"
-            if name in (self.models if is_model else uploads):
-                continue
-            if is_model:
-                must = f"be one of {', '.join(self.models)}"
-            else:
-                must = "name a file of this request" + (f": {', '.join(uploads)}" if uploads else ", which has none")
-            near = suggest(name, self.models if is_model else uploads)
-            found.append(document.problem(place, f"{dotted(place)} must {must}, got {name[:100]!r}{near}"))
-        return [replace(p, file="") for p in found]
 
     # -- reading
 

@@ -6,7 +6,6 @@ overwritten: data is written under a temporary name and linked to its own, or pu
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -15,9 +14,8 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +23,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from .errors import DamagedError, InputError, StoreError, StoreFull
+from .files import checksum_of, options_of, seconds_of, telling_when_full, write_part
 from .keys import parts_of_task
 from .patience import is_passing, patiently
 from .task import TakeRoll, Task
@@ -69,7 +68,7 @@ class Store:
         """
         self.uri, self.sleep = uri, sleep
         try:
-            self.fs, root = (fs, uri) if fs is not None else fsspec.core.url_to_fs(uri, **_options(uri))
+            self.fs, root = (fs, uri) if fs is not None else fsspec.core.url_to_fs(uri, **options_of(uri))
         except (ValueError, ImportError) as e:
             raise InputError(f"store must be a folder or an fsspec URI, got {uri!r}: {e}") from None
         self.root = str(root).rstrip("/")
@@ -77,7 +76,7 @@ class Store:
 
     def _do(self, work: Callable[[], T]) -> T:
         """A call of the file system; what is far away is tried again after errors that may pass."""
-        with _telling_when_full(self.uri):
+        with telling_when_full(self.uri):
             try:
                 return work() if self.is_local else patiently(work, sleep=self.sleep)
             except Exception as e:
@@ -106,7 +105,7 @@ class Store:
         if not self.is_local or not self.has(task):
             return None
         full = Path(self.full(path))
-        if not full.is_file() or _checksum(full)[0] != self._told_checksum(path):
+        if not full.is_file() or checksum_of(full)[0] != self._told_checksum(path):
             raise self._damaged(task)
         return full
 
@@ -159,9 +158,9 @@ class Store:
         """Keep a task's output; where there already is one, that one stays. Returns what stands beside it."""
         path = artifact_path(task)
         if self.put_if_absent(path, data):
-            checksum, size = _checksum(data)
+            checksum, size = checksum_of(data)
         else:  # another writer was first, and may not have come to its record yet: describe what lies there
-            checksum, size = _checksum(self.cat(path))
+            checksum, size = checksum_of(self.cat(path))
         record = {
             "key": task.key, "parts": parts_of_task(task), "size": size, "sha256": checksum, "label": task.label,
             "info": dict(info or {}), "machine": platform.machine(),
@@ -214,9 +213,9 @@ class Store:
         full = Path(self.full(path))
         part = full.with_name(f".{uuid.uuid4().hex}.part")
         try:
-            with _telling_when_full(self.uri):
+            with telling_when_full(self.uri):
                 full.parent.mkdir(parents=True, exist_ok=True)
-                _write_part(part, data)
+                write_part(part, data)
                 os.link(part, full)
         except FileExistsError:
             return False
@@ -290,7 +289,7 @@ class Store:
             return []
         start = len(self.full("").lstrip("/"))
         return [
-            StoredFile(path.lstrip("/")[start:], int(told.get("size") or 0), _seconds(told))
+            StoredFile(path.lstrip("/")[start:], int(told.get("size") or 0), seconds_of(told))
             for path, told in sorted(found.items()) if told.get("type") == "file"
         ]  # fmt: skip
 
@@ -343,7 +342,7 @@ class Store:
             target = Path(full)
             part = target.with_name(f".{uuid.uuid4().hex}.part")
             try:
-                with _telling_when_full(self.uri):
+                with telling_when_full(self.uri):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     if isinstance(data, Path):
                         shutil.copyfile(data, part)  # not a link: people edit what they find; artifacts must not change
@@ -360,53 +359,3 @@ class Store:
             content = data
             self._do(lambda: self.fs.pipe_file(full, content))
         return self.place(path)
-
-
-FULL = ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage")
-
-
-@contextmanager
-def _telling_when_full(uri: str) -> Iterator[None]:
-    """A full disk or a spent quota by its own name, whichever store says so."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT) or any(word in str(e) for word in FULL):
-            raise StoreFull(f"there is no room left in the store {uri}: {e.strerror or e}") from e
-        raise
-
-
-def _options(uri: str) -> dict[str, Any]:
-    """Of the file system: no listing is remembered, because others write too, and no connection may hang for long."""
-    protocol = uri.partition("://")[0] if "://" in uri else ""
-    waits = {"connect_timeout": 10, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 3}}
-    remembered = {"use_listings_cache": False} if protocol not in ("", "file") else {}
-    return remembered | ({"config_kwargs": waits} if protocol in ("s3", "s3a") else {})
-
-
-def _seconds(told: Mapping[str, Any]) -> float:
-    """When a file was changed, from what fsspec tells of it."""
-    when = next((told[name] for name in ("mtime", "LastModified", "updated") if told.get(name)), 0.0)
-    if isinstance(when, str):  # gcsfs
-        when = datetime.fromisoformat(when.replace("Z", "+00:00"))
-    return when.timestamp() if isinstance(when, datetime) else float(when)
-
-
-def _checksum(data: bytes | Path) -> tuple[str, int]:
-    if isinstance(data, bytes):
-        return hashlib.sha256(data).hexdigest(), len(data)
-    with data.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest(), data.stat().st_size
-
-
-def _write_part(part: Path, data: bytes | Path) -> None:
-    """Write a file under its temporary name: a link where it is a file already, and safe on disk either way."""
-    if isinstance(data, Path):
-        try:
-            os.link(data, part)
-        except OSError:
-            shutil.copyfile(data, part)
-    else:
-        part.write_bytes(data)
-    with part.open("rb") as f:  # so that after a power cut no name stands for half a file
-        os.fsync(f.fileno())
