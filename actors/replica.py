@@ -280,7 +280,17 @@ class Replica:
             inputs: each input's task and, where its value is still in the object store, a reference to its bytes.
             frugal: with as little memory as gives the same bits: nothing else stays loaded, weights stay on the host.
         """
+        if self._is_called_off(task.key):
+            told: dict[str, Any] = {"halted": True, "step": 0, "leaving": self.is_leaving}
+            return self._ran("interrupted", time.time(), 0.0, reason="told to stop before it began", info=told)
         return self._run(task, inputs, frugal, self._saved(task))
+
+    def _is_called_off(self, key: str) -> bool:
+        """Whether a task that has waited here behind another was halted or canceled meanwhile; it may come again."""
+        is_meant = key in self.halted or key in self.canceled
+        self.halted.discard(key)
+        self.canceled.discard(key)
+        return is_meant
 
     def _saved(self, task: Task) -> bytes | None:
         """The state from which to go on; None to begin anew."""
@@ -343,6 +353,8 @@ class Replica:
             self.canceled.discard(task.key)
             self.halted.discard(task.key)
             self.current = self.progress = self.helpers = None
+            if task.key not in self.unsaved:
+                trim_memory()
 
     def _let_go_of_all(self) -> None:
         """Unload every stage."""

@@ -26,7 +26,7 @@ from .task import Attempt, Task
 
 NODE_LOSS_POLLS, NODE_LOSS_POLL_S = 6, 0.5
 MAX_OUTAGES = 200  # of the store, that one task may meet
-AHEAD_S = 1.0  # a replica whose task takes at most so long is given its next one meanwhile
+AHEAD_S = 1.0  # a replica whose task takes at most so long is given its next one, as short, meanwhile
 
 
 class Jobs(Protocol):
@@ -70,7 +70,6 @@ class Attempts:
         self.tries: dict[str, list[Attempt]] = {}  # those that did not succeed, by task
         self.num_attempts = 0
         self.frugal: set[str] = set()  # tasks that are tried with as little memory as can be
-        self.pace: dict[tuple[str, str], float] = {}  # pool and stage to the seconds that a task last took, by its cost
         self.ahead_s = AHEAD_S
         self.queued_at: dict[str, float] = {}
         self.full = ""  # why nothing can be put into the store now
@@ -132,31 +131,32 @@ class Attempts:
     def dispatch(self) -> None:
         if self.closing or self.full:
             return
-        for can_take in (lambda slot: slot.is_free, self._is_free_soon):
-            for slot in [s for s in self.fleet.slots.values() if can_take(s)]:
-                self._give_work(slot)
+        slots = list(self.fleet.slots.values())
+        for slot in [s for s in slots if s.is_free]:
+            self._give_work(slot)
+        for slot in [s for s in slots if self._is_free_soon(s)]:
+            self._give_work(slot, fits=lambda task, slot=slot: slot.expected_s(task) <= self.ahead_s)
         for loan in self.loans.lend():
             self.jobs.spawn(self.loans.prepare(*loan))
         self.scale()
 
-    def _give_work(self, slot: Slot) -> None:
+    def _give_work(self, slot: Slot, **more: Any) -> None:
         peers = [other for other in self.fleet.of(slot.pool) if other.node and not other.is_leaving]
         task = self.dispatcher.take(
             self.fleet.stages[slot.pool], replica=slot.name, pool=slot.pool, peers=[p.name for p in peers],
-            idle=[p.name for p in peers if p.busy is None],
+            idle=[p.name for p in peers if p.busy is None], **more,
         )  # fmt: skip
         if task is not None:
-            slot.give(task.key)
+            slot.give(task.key, self.now())
             self.loans.take_back(slot)
             self.jobs.spawn(self._attempt(slot, task, self.wanted_by(task.key)))
 
     def _is_free_soon(self, slot: Slot) -> bool:
-        """Whether its task is so short that the next one may wait behind it. A gang's tasks are not."""
+        """Whether its task is so short that another one may wait behind it. A gang's tasks are not."""
         if slot.busy is None or slot.ahead or slot.is_leaving or self.pools[slot.pool].ranks > 1:
             return False
-        task = self.dispatcher.nodes[slot.busy].task
-        pace = self.pace.get((slot.pool, task.stage))
-        return pace is not None and pace * max(task.cost, 1.0) <= self.ahead_s
+        expected_s = slot.expected_s(self.dispatcher.nodes[slot.busy].task)
+        return max(expected_s, self.now() - slot.began[slot.busy]) <= self.ahead_s
 
     async def look_at(self, slot: Slot) -> None:
         """Note what a replica is doing, and keep its preview where there is a new one."""
@@ -186,8 +186,8 @@ class Attempts:
         draining = set(self.hands.draining())
         leaving = [s for s in self.fleet.slots.values() if draining.intersection((s.node, *s.other_nodes))]
         for slot in [s for s in leaving if not s.is_leaving]:
-            for key in slot.given:
-                self.hands.halt(slot.handle, key)
+            if slot.busy:
+                self.hands.halt(slot.handle, slot.busy)
             self.fleet.dismiss(slot)
 
     # -- tasks
@@ -230,18 +230,17 @@ class Attempts:
 
     async def _run(self, slot: Slot, task: Task, wanted_by: list[Rendering]) -> tuple[Ran, int]:
         """Let a replica compute and persist; how it went and the artifact's size in bytes."""
-        asked_at, has_begun = self.now(), True
         sources = self._sources(task, wanted_by[0])
         try:
             try:
                 ran = await self.hands.run(slot.handle, task, sources, frugal=task.key in self.frugal)
             except ReplicaLost:
-                has_begun, slot.ahead = slot.busy == task.key, None  # what waited there never will
+                slot.ahead = None  # what waits there never begins
                 raise
             finally:
-                slot.take_off(task.key)
-                slot.idle_since = self.now()
+                slot.take_off(task.key, self.now())
                 self.loans.take_all_back(task.key)
+            slot.began.setdefault(task.key, ran.started_at)  # its answer may have overtaken another
             if ran.info.get("leaving"):
                 slot.is_leaving = True
             if ran.outcome != "succeeded":
@@ -255,8 +254,7 @@ class Attempts:
                     await asyncio.sleep(RETRY_S)  # it would not be better at once
                 return (replace(ran, outcome="interrupted", cause="") if is_innocent else ran), 0
             if not ran.info.get("resumed_at") and not ran.info.get("not_needed"):
-                run_s = ran.ended_at - ran.started_at - ran.load_s
-                self.pace[slot.pool, task.stage] = run_s / max(task.cost, 1.0)
+                slot.note_pace(task, ran.ended_at - ran.started_at - ran.load_s)
             if ran.value is not None:  # the next stage need not wait for the store
                 self.values[task.key] = ran.value
                 self.note_queued(self.dispatcher.computed(task.key))
@@ -268,14 +266,12 @@ class Attempts:
                 slot.num_saving -= 1
         except ReplicaLost as e:
             self.fleet.drop(slot)
-            if not has_begun:
-                now = self.now()
-                return Ran("interrupted", now, now, reason=f"the replica ended before it began: {e}"), 0
-            return await self._judge(slot, e, asked_at), 0
+            return await self._judge(slot, e, slot.began.get(task.key)), 0
         except (StoreError, OSError) as e:  # the store refused
             slot.is_leaving = True  # it may still hold what it could not put away
-            return Ran("failed", asked_at, self.now(), reason=str(e)[:2000], cause="error"), 0
+            return Ran("failed", slot.began[task.key], self.now(), reason=str(e)[:2000], cause="error"), 0
         finally:
+            slot.began.pop(task.key, None)
             if slot.is_leaving:
                 self.fleet.dismiss(slot)
 
@@ -321,9 +317,13 @@ class Attempts:
             self.dispatcher.revive(rendering.wish.name, tasks, keys)
         return True
 
-    async def _judge(self, slot: Slot, error: ReplicaLost, asked_at: float) -> Ran:
-        """A process that died counts as a failure; one that went with its node, or was told to leave, does not."""
+    async def _judge(self, slot: Slot, error: ReplicaLost, asked_at: float | None) -> Ran:
+        """A process that died counts as a failure of what it had begun (at `asked_at`); one that went with its node, or
+        was told to leave, does not."""
         noticed_at = self.now()
+        if asked_at is None:
+            reason = f"the replica ended before it began: {error}"
+            return Ran("interrupted", noticed_at, noticed_at, reason=reason, info={"not_begun": True})
         if error.is_unreachable:
             return Ran("interrupted", asked_at, noticed_at, reason=f"the replica cannot be reached: {error}")
         if slot.was_told:
@@ -391,7 +391,7 @@ class Attempts:
             event = "fail" if attempt.outcome == "failed" else "interrupt"
             if self.dispatcher.requeue(task.key, event=event, avoid=decision.avoid, pools=decision.pools):
                 for rendering in wanted_by:
-                    rendering.num_retried += not attempt.info.get("halted")
+                    rendering.num_retried += not {"halted", "not_begun"}.intersection(attempt.info)
             if decision.restart and slot.name in self.fleet.slots:
                 self.fleet.dismiss(slot)
             return

@@ -330,7 +330,7 @@ class Control:
     def _drop(self, rendering: Rendering, *, keep: bool = False) -> None:
         """Forget a rendering's tasks; those that run for it alone stop, with their state kept where it is told."""
         orphans = self.dispatcher.drop_job(rendering.wish.name)
-        for slot, key in self.fleet.given(orphans):
+        for slot, key in self.fleet.holding(orphans):
             (self.hands.halt if keep else self.hands.cancel)(slot.handle, key)
         for key in rendering.to_run:
             if key not in self.dispatcher.nodes:  # else it runs, and may be asked for again
@@ -360,7 +360,7 @@ class Control:
         lead.move("pause", reason, by_farm=by_farm, **fields)
         for rendering in self._renderings_of(lead.job):
             running = self.dispatcher.hold_job(rendering.wish.name)
-            for slot, key in self.fleet.given(running):
+            for slot, key in self.fleet.holding(running):
                 self.hands.halt(slot.handle, key)
             rendering.news.set()
         self.look_if_quiet(lead)

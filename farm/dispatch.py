@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from .states import WAITING, TaskState, task_after
@@ -99,8 +99,9 @@ class Dispatcher:
             self._ready_if_it_can(node)
 
     def take(
-        self, stages: Iterable[str], *, replica: str, peers: Iterable[str], idle: Iterable[str] = (), pool: str = ""
-    ) -> Task | None:
+        self, stages: Iterable[str], *, replica: str, peers: Iterable[str], idle: Iterable[str] = (), pool: str = "",
+        fits: Callable[[Task], bool] = lambda task: True,
+    ) -> Task | None:  # fmt: skip
         """Hand out the best ready task of these stages to a replica; None where there is none for it.
 
         A task that can go on with what another task left in a replica is kept for that one while it is idle, or still
@@ -110,6 +111,7 @@ class Dispatcher:
             peers: all replicas that could take such tasks, for tasks that should avoid some of them.
             idle: those of them that ask for work now.
             pool: the replica's.
+            fits: whether the best one may be handed out now; where it may not, none is.
         """
         peers, idle, put_back = set(peers), set(idle), []
         chosen = None
@@ -128,6 +130,9 @@ class Dispatcher:
             ):
                 put_back.append((node.task.stage, entry))
                 continue
+            if not fits(node.task):
+                put_back.append((node.task.stage, entry))
+                break
             chosen = node
         for stage, entry in put_back:
             heapq.heappush(self.heaps[stage], entry)

@@ -6,6 +6,7 @@ How the hands do it is for others to say: actors/pool.py on Ray, simulate.py in 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,8 +78,10 @@ class Slot:
     node: str = ""  # empty until it has started
     pid: int = 0
     other_nodes: tuple[str, ...] = ()  # where more of it is, of a gang
-    busy: str | None = None  # key of the task it runs
+    busy: str | None = None  # key of the task it runs, as far as is known
     ahead: str | None = None  # of the one that waits there behind it
+    began: dict[str, float] = field(default_factory=dict)  # when its tasks began, until each is put away
+    pace: dict[type, tuple[Any, float]] = field(default_factory=dict)  # kind of task: model, seconds by cost
     num_saving: int = 0  # outputs that it has still to put into the store
     is_leaving: bool = False  # it gets no more tasks
     was_told: bool = False  # by its machine, to end
@@ -98,18 +101,30 @@ class Slot:
         """Keys of all tasks that it has."""
         return [key for key in (self.busy, self.ahead) if key]
 
-    def give(self, key: str) -> None:
+    def give(self, key: str, now: float) -> None:
         if self.busy is None:
-            self.busy = key
+            self.busy, self.began[key] = key, now
         else:
             self.ahead = key
 
-    def take_off(self, key: str) -> None:
+    def take_off(self, key: str, now: float) -> None:
         """It has told how that task went; the one behind it begins."""
         if self.busy == key:
-            self.busy, self.ahead, self.status = self.ahead, None, None
+            self.busy, self.status, self.idle_since = None, None, now
+            if self.ahead:
+                key, self.ahead = self.ahead, None
+                self.give(key, now)
         elif self.ahead == key:  # its answer came before that of the task in front of it
             self.ahead = None
+
+    def note_pace(self, task: Task, seconds: float) -> None:
+        if task.cost > 0:
+            self.pace[type(task.request)] = ((task.model, task.components), seconds / task.cost)
+
+    def expected_s(self, task: Task) -> float:
+        """What a task will take here, by the last one of its kind and model; infinite where none has run."""
+        model, pace = self.pace.get(type(task.request), (None, 0.0))
+        return pace * task.cost if model == (task.model, task.components) and task.cost > 0 else math.inf
 
 
 class Hands(Protocol):
@@ -174,7 +189,7 @@ class Fleet:
         self.replaced: Counter[str] = Counter()  # replicas that failed too much, by node
         self.start_failures: Counter[str] = Counter()  # in a row, by pool
 
-    def given(self, keys: Collection[str]) -> list[tuple[Slot, str]]:
+    def holding(self, keys: Collection[str]) -> list[tuple[Slot, str]]:
         """Which replicas have some of these tasks: each with its task."""
         return [(slot, key) for slot in self.slots.values() for key in slot.given if key in keys]
 
@@ -185,7 +200,7 @@ class Fleet:
         """Bring a pool nearer to the size that its work asks for. Returns the replicas that were asked for."""
         bounds = self.pools[name].replicas
         slots = [slot for slot in self.of(name) if not slot.is_leaving]
-        busy = sum(slot.busy is not None for slot in slots)
+        busy = sum(len(slot.given) for slot in slots)
         wanted = num_replicas_wanted(waiting=waiting, busy=busy, least=bounds.min, most=bounds.max)
         asked_for = [self._start(name) for _ in range(wanted - len(slots))]
         left = len(slots)
@@ -206,6 +221,8 @@ class Fleet:
     def dismiss(self, slot: Slot) -> None:
         """Give a replica no more tasks, and stop it when it has put away what it made."""
         slot.is_leaving = True
+        if slot.ahead:
+            self.hands.halt(slot.handle, slot.ahead)
         if slot.name in self.slots and slot.busy is None and not slot.num_saving:
             self.drop(slot)
 

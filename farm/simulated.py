@@ -41,6 +41,7 @@ class SimReplica:
     ended: asyncio.Future[None]
     is_bad: bool = False  # fails whatever it is given
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # it runs one task after another
+    begun: set[str] = field(default_factory=set)
     step: int = 0
     num_steps: int = 1
     task: str | None = None
@@ -145,7 +146,16 @@ class SimHands:
             async with replica.turn:
                 if not replica.is_alive:
                     raise ReplicaLost("its process ended")
+                if task.key in replica.canceled | replica.halted:
+                    replica.canceled.discard(task.key)
+                    replica.halted.discard(task.key)
+                    now = self.world.loop.time()
+                    return Ran("interrupted", now, now, reason="told to before it began", info={"halted": True})
+                replica.begun.add(task.key)
                 return await self.world.compute(replica, task, inputs, frugal=frugal)
+
+        if not replica.turn.locked():
+            replica.begun.add(task.key)
 
         ran: Ran = await self._answer(replica, in_turn(), task.key)
         return ran
@@ -210,6 +220,6 @@ class SimHands:
         await self.owner.thaw()
         is_told = task.done() and task.exception() is None and self.world.rng.random() < 0.5
         if not replica.is_alive and not is_told:
-            self.world.true_failures[key] += bool(replica.node and replica.node.is_alive)
+            self.world.true_failures[key] += bool(replica.node and replica.node.is_alive and key in replica.begun)
             raise ReplicaLost("its process ended", self.world.rng.random() < 0.2)
         return await task

@@ -276,7 +276,7 @@ def kill(what: str) -> int:
 def run(phase: str, url: str) -> dict[str, Any]:
     """One phase, with what its processes took."""
     watch, before, start = Watch(), cpu_seconds(), time.monotonic()
-    command = [sys.executable, __file__, phase, url]
+    command = [sys.executable, __file__, "--generate", phase, url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.nice(NICE)) as process:
         to_kill = dict(KILL_AT_S) if phase == "kills" else {}
         while process.poll() is None:
@@ -301,7 +301,7 @@ def serve_phases(phases: Sequence[str]) -> dict[str, Any]:
     from farm.pools import Bounds, Pool, pools_as_json
     from farm.store import Store
 
-    stand_in_s = FAST_S if RUNS[1][0] in phases else CALM_S
+    stand_in_s = FAST_S if {*RUNS[1]}.intersection(phases) else CALM_S
     os.environ["STAND_IN_S"] = json.dumps(stand_in_s)
     folder, port = Path(tempfile.mkdtemp(prefix="service-load-")), free_port()
     store = Store(str(folder / "store"))
@@ -349,7 +349,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--phases"]:  # those alone, kept nowhere
         print(json.dumps(serve_phases(sys.argv[2:])))
-    elif len(sys.argv) == 3:
-        print(json.dumps(asyncio.run(generate(*sys.argv[1:]))))
+    elif sys.argv[1:2] == ["--generate"]:
+        print(json.dumps(asyncio.run(generate(*sys.argv[2:]))))
     else:
         main()

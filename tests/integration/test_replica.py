@@ -71,6 +71,24 @@ def test_a_replica_answers_while_it_computes_and_stops_when_told(
     ray.kill(replica)
 
 
+def test_what_waits_in_a_replica_behind_another_task_can_be_called_off(
+    local_ray: Any, tiny_wan: Path, tmp_path: Path
+) -> None:
+    ray = local_ray
+    replica = start_stand_in(ray, tmp_path)
+    plan = plan_of({"size": "64x48", "shots": [{"id": i, "prompt": i, "frames": 5} for i in "abc"]}, tiny_wan)
+    tasks = [t for t in plan.tasks.values() if t.stage == "denoise"]
+    running, halted, canceled = (replica.run.remote(task, []) for task in tasks)
+    ray.get(replica.halt.remote(tasks[1].key), timeout=10)
+    ray.get(replica.cancel.remote(tasks[2].key), timeout=10)
+    told = ray.get([running, halted, canceled], timeout=60)
+    assert [ran.outcome for ran in told] == ["succeeded", "interrupted", "interrupted"]
+    assert {ran.reason for ran in told[1:]} == {"told to stop before it began"}
+    assert not ray.get(replica.status.remote(), timeout=10).task
+    assert ray.get(replica.run.remote(tasks[1], []), timeout=60).outcome == "succeeded"  # it may come again
+    ray.kill(replica)
+
+
 def test_a_replica_reads_the_store_when_a_value_is_gone(local_ray: Any, tiny_wan: Path, tmp_path: Path) -> None:
     ray = local_ray
     replica = start_stand_in(ray, tmp_path)

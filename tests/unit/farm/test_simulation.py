@@ -31,6 +31,7 @@ from farm.plan import Plan, tasks_to_run
 from farm.pools import Bounds, Pool
 from farm.simulate import SECONDS, World, faults_of_many
 from farm.simulated import Instance, SimReplica
+from farm.task import Task
 
 ROOT = Path(__file__).parents[3]
 SLOW_S = 25 * 60.0
@@ -269,43 +270,64 @@ def test_a_gang_halts_when_the_node_of_any_of_its_ranks_is_to_go() -> None:
     assert [s.is_leaving for s in work.fleet.slots.values()] == [True, False]
 
 
-def handed_ahead(world: World, control: Control, told: Callable[[SimReplica, str], None]) -> None:
-    """Tell of every task that is handed to a replica while that has another, and of that one's stage."""
-    run, stages = (
-        control.hands.run,
-        {task.key: task.stage for plan in world.plans.values() for task in plan.tasks.values()},
-    )
+def handed_ahead(world: World, control: Control, told: Callable[[SimReplica, str, str], None]) -> None:
+    """Tell of every task that is handed to a replica while that has another: of that one's stage, and of its own."""
+    run, tasks = control.hands.run, {k: t for plan in world.plans.values() for k, t in plan.tasks.items()}
 
-    async def watched(replica: SimReplica, *values: Any, **named: Any) -> Any:
+    async def watched(replica: SimReplica, task: Task, inputs: Any, *, frugal: bool) -> Any:
         if replica.task:
-            told(replica, stages[replica.task])
-        return await run(replica, *values, **named)
+            told(replica, tasks[replica.task].stage, task.stage)
+        return await run(replica, task, inputs, frugal=frugal)
 
     control.hands.run = watched
 
 
-@pytest.mark.parametrize(
-    ("ahead_s", "behind"), [(0.0, set()), (AHEAD_S, {"encode", "assemble"}), (3.5, {"encode", "assemble", "decode"})]
-)
-def test_only_behind_a_short_task_another_one_waits(ahead_s: float, behind: set[str]) -> None:
-    seen: set[str] = set()
-    world = World(11, num_faults=0, min_tasks=200, control=lambda c: handed_ahead(world, c, lambda _, s: seen.add(s)))
+def world_of(pools: dict[str, list[str]], told: Callable[[SimReplica, str, str], None]) -> World:
+    """One without faults, and with one replica in each pool."""
+    world = World(11, num_faults=0, min_tasks=200, control=lambda control: handed_ahead(world, control, told))
+    one = Bounds(min=1, max=1)
+    world.pools = {name: Pool(stages=stages, replicas=one) for name, stages in pools.items()}
+    return world
+
+
+MEDIA = ["decode", "interpolate", "assemble"]
+
+
+@pytest.mark.parametrize(("ahead_s", "short"), [(0.0, set()), (AHEAD_S, {"assemble"}), (4.0, {"assemble", "decode"})])
+def test_only_a_short_task_waits_and_only_behind_a_short_one(ahead_s: float, short: set[str]) -> None:
+    seen = set[tuple[str, str]]()
+    world = world_of({"model": ["encode", "denoise"], "media": MEDIA}, lambda _, *stages: seen.add(stages))
     world.ahead_s = ahead_s
-    world.pools = {n: p.model_copy(update={"replicas": Bounds(min=1, max=1)}) for n, p in world.pools.items()}
     assert not world.run()
-    assert seen == behind
+    assert {stage for pair in seen for stage in pair} - {"encode"} == short  # which is short, too, and seldom queued
+
+
+def test_nothing_waits_behind_a_task_that_takes_longer_than_it_should() -> None:
+    world = World(11, num_faults=0, min_tasks=1)
+    work, plan, now = Instance(world, 0).control.work, next(iter(world.plans.values())), [0.0]
+    world.loop.close()
+    work.now = lambda: now[0]
+    slot = work.fleet.slots["one"] = Slot("one", "encode", None, node="a")
+    work.dispatcher.add_job("job", plan.tasks, set(plan.tasks))
+    task = work.dispatcher.take(["encode"], replica="one", peers=["one"])
+    assert task is not None
+    slot.give(task.key, 0.0)
+    assert not work._is_free_soon(slot)  # nothing is known of such tasks
+    slot.note_pace(task, 0.5)
+    assert work._is_free_soon(slot)
+    now[0] = AHEAD_S + 0.1
+    assert not work._is_free_soon(slot)
 
 
 def test_a_task_that_waited_behind_another_in_a_replica_that_ends_has_not_failed() -> None:
     ended: list[SimReplica] = []
 
-    def end_once(replica: SimReplica, stage: str) -> None:
+    def end_once(replica: SimReplica, *stages: str) -> None:
         if not ended:
             ended.append(replica)
             world.loop.call_later(0.1, world.end_replica, replica)
 
-    world = World(11, num_faults=0, min_tasks=200, control=lambda c: handed_ahead(world, c, end_once))
-    world.pools = {n: p.model_copy(update={"replicas": Bounds(min=1, max=1)}) for n, p in world.pools.items()}
+    world = world_of({"encode": ["encode"], "denoise": ["denoise"], "media": MEDIA}, end_once)
     assert not world.run()
     tries = {a.attempt_id: a for wish in world.wishes for a in read_attempts(world.store, wish.job)}
     told = sorted((a.outcome, a.cause, a.reason) for a in tries.values() if a.outcome != "succeeded")
