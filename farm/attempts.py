@@ -244,15 +244,7 @@ class Attempts:
             if ran.info.get("leaving"):
                 slot.is_leaving = True
             if ran.outcome != "succeeded":
-                is_innocent = ran.info.get("store_out_of_order") or (
-                    ran.info.get("input_missing") and await self._look_for_inputs(task, [s for s, _ in sources])
-                )
-                if ran.info.get("store_out_of_order"):
-                    is_innocent = (
-                        sum("store_out_of_order" in a.info for a in self.tries.get(task.key, ())) < MAX_OUTAGES
-                    )
-                    await asyncio.sleep(RETRY_S)  # it would not be better at once
-                return (replace(ran, outcome="interrupted", cause="") if is_innocent else ran), 0
+                return await self._excused(ran, task, [source for source, _ in sources]), 0
             if not ran.info.get("resumed_at") and not ran.info.get("not_needed"):
                 slot.note_pace(task, ran.ended_at - ran.started_at - ran.load_s)
             if ran.value is not None:  # the next stage need not wait for the store
@@ -274,6 +266,15 @@ class Attempts:
             slot.began.pop(task.key, None)
             if slot.is_leaving:
                 self.fleet.dismiss(slot)
+
+    async def _excused(self, ran: Ran, task: Task, sources: list[Task]) -> Ran:
+        """What failed because of the store, or because an input is gone, says nothing about the task."""
+        if ran.info.get("store_out_of_order"):
+            is_innocent = sum("store_out_of_order" in a.info for a in self.tries.get(task.key, ())) < MAX_OUTAGES
+            await asyncio.sleep(RETRY_S)  # it would not be better at once
+        else:
+            is_innocent = bool(ran.info.get("input_missing")) and await self._look_for_inputs(task, sources)
+        return replace(ran, outcome="interrupted", cause="") if is_innocent else ran
 
     async def _persist(self, slot: Slot, task: Task, wanted_by: list[Rendering]) -> int:
         size: int = await self.with_room(wanted_by, None, slot.handle, task.key)

@@ -91,7 +91,8 @@ def head_node(*, num_cpus: int, **environment: str) -> Iterator[tuple[str, str]]
 
 
 def takes_jobs(dashboard: str) -> bool:
-    headers = {"Authorization": f"Bearer {os.environ.get('RAY_AUTH_TOKEN', '')}"}
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         return httpx2.get(f"{dashboard}/api/jobs/", headers=headers, timeout=5).status_code == 200
     except httpx2.TransportError:
