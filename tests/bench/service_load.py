@@ -1,9 +1,9 @@
 """The service under load: `make bench NAME=service_load`.
 
 A farm with stand-in stages behind two replicas of the HTTP server and HAProxy (`farm serve --haproxy`); clients in a
-process of their own, as nice as Ray makes its workers. First an open loop: 20 submits and 40 status reads a second,
-each sent at its own time whatever became of those before; latencies count from that time. The same with shorter stages,
-so that the farm makes more films meanwhile. Then 2,000 films as fast as 50 clients can, while 200 event streams are
+process of their own, niced, but less than Ray nices its workers: what they wait for a processor would count as the
+server's. First an open loop: 20 submits and 40 status reads a second, each sent at its own time whatever became of
+those before; latencies count from that time. The same with shorter stages, so that the farm makes more films meanwhile. Then 2,000 films as fast as 50 clients can, while 200 event streams are
 open. Then a lighter load during which the controller, a replica of the server and all of Serve are killed, by clients
 that ask again with the same Idempotency-Key. At last the open loop again, through Serve's own proxy. It takes about a
 quarter of an hour.
@@ -37,7 +37,7 @@ KILL_AT_S = {"controller": 15.0, "replica": 35.0, "serve": 55.0}
 CALM_S = {"encode": 0.2, "denoise": 0.2, "decode": 0.2, "assemble": 0.2}  # up to 5 films a second by two replicas
 FAST_S = {"encode": 0.05, "denoise": 0.2, "decode": 0.05, "assemble": 0.05}  # up to 8
 DRAIN_S = 1800.0
-NICE = 15  # of the clients: as Ray's workers
+NICE = 5  # of the clients; Ray makes its workers 15
 RUNS = [["steady"], ["steady_fast", "burst", "kills"], ["own_proxy"]]  # each on a farm of its own
 ACTS = {"steady": "steady", "steady_fast": "steady", "own_proxy": "steady", "burst": "burst", "kills": "kills"}
 ENDED = ("completed", "failed", "canceled")
