@@ -3,10 +3,10 @@
 A farm with stand-in stages behind two replicas of the HTTP server and HAProxy (`farm serve --haproxy`); clients in a
 process of their own, niced, but less than Ray nices its workers: what they wait for a processor would count as the
 server's. First an open loop: 20 submits and 40 status reads a second, each sent at its own time whatever became of
-those before; latencies count from that time. The same with shorter stages, so that the farm makes more films meanwhile. Then 2,000 films as fast as 50 clients can, while 200 event streams are
-open. Then a lighter load during which the controller, a replica of the server and all of Serve are killed, by clients
-that ask again with the same Idempotency-Key. At last the open loop again, through Serve's own proxy. It takes about a
-quarter of an hour.
+those before; latencies count from that time. The same with shorter stages, so that the farm makes more films meanwhile.
+Then 2,000 films as fast as 50 clients can, while 200 event streams are open. Then a lighter load during which the
+controller, a replica of the server and all of Serve are killed, by clients that ask again with the same
+Idempotency-Key. At last the open loop again, through Serve's own proxy. It takes about a quarter of an hour.
 """
 
 from __future__ import annotations
