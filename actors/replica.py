@@ -353,7 +353,7 @@ class Replica:
             self.canceled.discard(task.key)
             self.halted.discard(task.key)
             self.current = self.progress = self.helpers = None
-            if task.key not in self.unsaved:
+            if task.key not in self.unsaved:  # else `persist` does it, beside the next task
                 trim_memory()
 
     def _let_go_of_all(self) -> None:

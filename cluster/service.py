@@ -151,7 +151,7 @@ class Service:
     # -- submitting
 
     def prepare(self, raw: bytes, uploads: Mapping[str, Path], folder: Path) -> Prepared:
-        """See the function."""
+        """See preparing.py."""
         return prepare(raw, uploads, folder, models=self.models, pools=self.pools, limits=self.limits)
 
     def submit(

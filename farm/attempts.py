@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -135,7 +136,7 @@ class Attempts:
         for slot in [s for s in slots if s.is_free]:
             self._give_work(slot)
         for slot in [s for s in slots if self._is_free_soon(s)]:
-            self._give_work(slot, fits=lambda task, slot=slot: slot.expected_s(task) <= self.ahead_s)
+            self._give_work(slot, fits=lambda task, slot=slot: self._expected_s(slot, task) <= self.ahead_s)
         for loan in self.loans.lend():
             self.jobs.spawn(self.loans.prepare(*loan))
         self.scale()
@@ -152,11 +153,15 @@ class Attempts:
             self.jobs.spawn(self._attempt(slot, task, self.wanted_by(task.key)))
 
     def _is_free_soon(self, slot: Slot) -> bool:
-        """Whether its task is so short that another one may wait behind it. A gang's tasks are not."""
+        """Whether its task is so short that another one may wait behind it; never in a gang, whose ranks have to agree
+        before a task is called off."""
         if slot.busy is None or slot.ahead or slot.is_leaving or self.pools[slot.pool].ranks > 1:
             return False
-        expected_s = slot.expected_s(self.dispatcher.nodes[slot.busy].task)
+        expected_s = self._expected_s(slot, self.dispatcher.nodes[slot.busy].task)
         return max(expected_s, self.now() - slot.began[slot.busy]) <= self.ahead_s
+
+    def _expected_s(self, slot: Slot, task: Task) -> float:
+        return math.inf if task.key in self.frugal else slot.expected_s(task)  # which loads everything anew
 
     async def look_at(self, slot: Slot) -> None:
         """Note what a replica is doing, and keep its preview where there is a new one."""
@@ -261,7 +266,8 @@ class Attempts:
             return await self._judge(slot, e, slot.began.get(task.key)), 0
         except (StoreError, OSError) as e:  # the store refused
             slot.is_leaving = True  # it may still hold what it could not put away
-            return Ran("failed", slot.began[task.key], self.now(), reason=str(e)[:2000], cause="error"), 0
+            began_at = slot.began.get(task.key, self.now())
+            return Ran("failed", began_at, self.now(), reason=str(e)[:2000], cause="error"), 0
         finally:
             slot.began.pop(task.key, None)
             if slot.is_leaving:
@@ -318,22 +324,22 @@ class Attempts:
             self.dispatcher.revive(rendering.wish.name, tasks, keys)
         return True
 
-    async def _judge(self, slot: Slot, error: ReplicaLost, asked_at: float | None) -> Ran:
-        """A process that died counts as a failure of what it had begun (at `asked_at`); one that went with its node, or
+    async def _judge(self, slot: Slot, error: ReplicaLost, began_at: float | None) -> Ran:
+        """A process that died counts as a failure of what it had begun (at `began_at`); one that went with its node, or
         was told to leave, does not."""
         noticed_at = self.now()
-        if asked_at is None:
+        if began_at is None:
             reason = f"the replica ended before it began: {error}"
             return Ran("interrupted", noticed_at, noticed_at, reason=reason, info={"not_begun": True})
         if error.is_unreachable:
-            return Ran("interrupted", asked_at, noticed_at, reason=f"the replica cannot be reached: {error}")
+            return Ran("interrupted", began_at, noticed_at, reason=f"the replica cannot be reached: {error}")
         if slot.was_told:
-            return Ran("interrupted", asked_at, noticed_at, reason=f"the replica was told to leave: {error}")
+            return Ran("interrupted", began_at, noticed_at, reason=f"the replica was told to leave: {error}")
         for _ in range(NODE_LOSS_POLLS):  # a connection breaks some time before the cluster calls the node dead
             if self.closing or not self.hands.is_node_alive(error.node or slot.node):
-                return Ran("interrupted", asked_at, noticed_at, reason=f"the replica's node was lost: {error}")
+                return Ran("interrupted", began_at, noticed_at, reason=f"the replica's node was lost: {error}")
             await asyncio.sleep(NODE_LOSS_POLL_S)
-        return Ran("failed", asked_at, noticed_at, reason=f"the replica's process died: {error}", cause="died")
+        return Ran("failed", began_at, noticed_at, reason=f"the replica's process died: {error}", cause="died")
 
     def _record(self, slot: Slot, task: Task, first: Rendering, ran: Ran, size: int) -> Attempt:
         self.num_attempts += 1

@@ -81,7 +81,7 @@ class Slot:
     busy: str | None = None  # key of the task it runs, as far as is known
     ahead: str | None = None  # of the one that waits there behind it
     began: dict[str, float] = field(default_factory=dict)  # when its tasks began, until each is put away
-    pace: dict[type, tuple[Any, float]] = field(default_factory=dict)  # kind of task: model, seconds by cost
+    pace: dict[type, tuple[str, str, float]] = field(default_factory=dict)  # by kind: stage, model, seconds by cost
     num_saving: int = 0  # outputs that it has still to put into the store
     is_leaving: bool = False  # it gets no more tasks
     was_told: bool = False  # by its machine, to end
@@ -118,13 +118,15 @@ class Slot:
             self.ahead = None
 
     def note_pace(self, task: Task, seconds: float) -> None:
+        """A task took so long, without loading. A replica holds one model of a stage: what another one took is past."""
+        self.pace = {k: p for k, p in self.pace.items() if p[0] != task.stage or p[1] == task.model}
         if task.cost > 0:
-            self.pace[type(task.request)] = ((task.model, task.components), seconds / task.cost)
+            self.pace[type(task.request)] = (task.stage, task.model, seconds / task.cost)
 
     def expected_s(self, task: Task) -> float:
         """What a task will take here, by the last one of its kind and model; infinite where none has run."""
-        model, pace = self.pace.get(type(task.request), (None, 0.0))
-        return pace * task.cost if model == (task.model, task.components) and task.cost > 0 else math.inf
+        _, model, pace = self.pace.get(type(task.request), ("", "", 0.0))
+        return pace * task.cost if pace and model == task.model and task.cost > 0 else math.inf
 
 
 class Hands(Protocol):

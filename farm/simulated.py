@@ -150,12 +150,12 @@ class SimHands:
                     replica.canceled.discard(task.key)
                     replica.halted.discard(task.key)
                     now = self.world.loop.time()
-                    return Ran("interrupted", now, now, reason="told to before it began", info={"halted": True})
+                    return Ran("interrupted", now, now, reason="told to stop before it began", info={"halted": True})
                 replica.begun.add(task.key)
                 return await self.world.compute(replica, task, inputs, frugal=frugal)
 
-        if not replica.turn.locked():
-            replica.begun.add(task.key)
+        # for a controller it has begun where nothing is in front of it
+        (replica.begun.discard if replica.turn.locked() else replica.begun.add)(task.key)
 
         ran: Ran = await self._answer(replica, in_turn(), task.key)
         return ran

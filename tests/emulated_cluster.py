@@ -77,7 +77,8 @@ def head_node(*, num_cpus: int, **environment: str) -> Iterator[tuple[str, str]]
         subprocess.Popen(command, env=os.environ | environment, stdout=out, stderr=out) as process,
     ):
         try:
-            wait_until("Ray to take jobs in", lambda: takes_jobs(url), timeout_s=120)
+            wait_until("Ray to take jobs in", lambda: takes_jobs(url) or process.poll() is not None, timeout_s=120)
+            assert process.poll() is None, (folder / "log").read_text()[-2000:]
             yield f"127.0.0.1:{port}", url
         finally:
             tree = psutil.Process(process.pid).children(recursive=True)

@@ -134,6 +134,7 @@ class Batch:
             "statuses": dict(Counter(r["status"] for r in rows)),
             "tasks": len(done), "repeated": sum(done.values()) - len(done),
             "not_succeeded": dict(Counter(a.outcome for a in tries if a.outcome != "succeeded")),
+            "first_film_after_s": round(min(made) - self.up[0][0], 1),
             "driver_up_s": round(seconds, 1), "films_while_up": in_time, "films_per_s": round(in_time / seconds, 3),
             "all_s": round(self.up[-1][1] - self.up[0][0], 1),
         }  # fmt: skip

@@ -113,8 +113,9 @@ def test_forty_rows_whose_driver_dies_twice(tmp_path: Path) -> None:
             process = start_farm(*command, "--address", cluster.address)
             driver = psutil.Process(process.pid)  # the controller renders without it, too
             wait_until("the driver to connect", lambda driver=driver: driver.net_connections(), timeout_s=60)
+            wanted = max(at_least, len(list(tmp_path.glob("store/films/*/film.mp4"))) + 3)
             wait_until(
-                f"{at_least} films", lambda n=at_least: len(list(tmp_path.glob("store/films/*/film.mp4"))) >= n,
+                f"{wanted} films", lambda n=wanted: len(list(tmp_path.glob("store/films/*/film.mp4"))) >= n,
                 timeout_s=300,
             )  # fmt: skip
             if number == signal.SIGKILL:
