@@ -95,7 +95,8 @@ def keep(store: Store, submission: Submission, job: Job, files: Mapping[str, Pat
     write_job(store, job, files)
     if not store.put_record(path, asdict(submission)):
         submission = _from_json(store.record(path))
-        if where(store, submission).state in ENDED:
+        if where(store, submission).state in ENDED:  # a retry that overlapped the film's end
+            store.remove(submission.wish.count_path)
             return submission
     write_wish(store, submission.wish)
     store.put_record(submission.list_path, {})

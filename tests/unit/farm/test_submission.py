@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import resolve_board
 
-from farm.journal import Journal, Owner, read_standing, take_lease
+from farm.checkpoint import find_checkpoint
+from farm.jobs import Job
+from farm.journal import Journal, Owner, drop_wish, read_standing, take_lease
 from farm.store import Store
-from farm.submission import Memory, Submission, delete, read_submission, where
+from farm.submission import Memory, Submission, delete, keep, read_submission, take_room, where
 
 
 class Counting(Store):
@@ -42,6 +46,26 @@ def test_a_journal_is_read_once_however_often_it_is_asked_for(tmp_path: Path) ->
     assert memory.submission("job") is None
     assert read_submission(store, "job") is None
     assert read_submission(store, "job", deleted=True) == one
+
+
+def test_a_retry_that_overlaps_the_end_of_its_film_leaves_nothing_counted(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    store.create()
+    one = Submission("job", "film", "ann", 1.0, "", "builtin", 64, 48, 8.0, 16, (("one", 17, 1),), "mp4")
+    board = {"size": "64x48", "fps": 8, "shots": [{"id": "one", "prompt": "a ball", "frames": 17}]}
+    models = (find_checkpoint("builtin", beside=tmp_path),)
+    job = Job("job", resolve_board(board, models[0]).film, models, "")
+    take_room(store, one.wish)
+    assert keep(store, one, job, {}) == one
+    assert len(store.names("open/ann")) == 1
+    journal = take_lease(store, "job", Owner("me"), now=lambda: 5.0)
+    assert isinstance(journal, Journal)
+    for event in ("submit", "hand out", "finish"):
+        journal.move(event, event)
+    drop_wish(store, one.wish)
+    take_room(store, one.wish)
+    assert keep(store, replace(one, at=2.0), job, {}) == one
+    assert store.names("open/ann") == store.names("queue") == []
 
 
 def test_what_was_known_of_a_journal_stays_as_it_was(tmp_path: Path) -> None:
