@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import re
 import secrets
+import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,22 +95,24 @@ class Keyring:
         self.callers: list[tuple[str, Caller]] = []  # by hash
         self.has_keys = False
         self.read_at = float("-inf")
+        self.reading = threading.Lock()
 
     @property
     def is_fresh(self) -> bool:
         return self.now() - self.read_at < FRESH_S
 
     def refresh(self) -> None:
-        """Read the keys again, where they are not fresh."""
-        if self.is_fresh:
-            return
-        gone = set(self.store.names("keys/revoked"))
-        records = list(self.store.records("keys"))
-        self.callers = [
-            (r["sha256"], Caller(r["name"], r["role"])) for r in records if f"{r['name']}.json" not in gone
-        ]  # fmt: skip
-        self.has_keys = self.has_keys or bool(records)
-        self.read_at = self.now()
+        """Read the keys again, where they are not fresh; of many requests at once one does, and the others wait."""
+        with self.reading:
+            if self.is_fresh:
+                return
+            gone = set(self.store.names("keys/revoked"))
+            records = list(self.store.records("keys"))
+            self.callers = [
+                (r["sha256"], Caller(r["name"], r["role"])) for r in records if f"{r['name']}.json" not in gone
+            ]  # fmt: skip
+            self.has_keys = self.has_keys or bool(records)
+            self.read_at = self.now()
 
     def caller_of(self, secret: str) -> Caller | None:
         """Whose key this is. Takes as long whether it is one or not."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,20 @@ def test_roles() -> None:
     assert [c.may_change("ben") for c in (viewer, ann, op)] == [False, False, True]
     assert [c.may_change("ann") for c in (viewer, ann, op)] == [False, True, True]
     assert not viewer.may_change("eve")
+
+
+def test_of_many_requests_at_once_one_reads_the_keys(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_key(store, "ann", "viewer", at=1.0)
+    names, listed = store.names, list[str]()
+
+    def slow_names(folder: str) -> list[str]:
+        listed.append(folder)
+        time.sleep(0.05)
+        return names(folder)
+
+    monkeypatch.setattr(store, "names", slow_names)
+    keyring = Keyring(store, lambda: 0.0)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: keyring.refresh(), range(8)))
+    assert listed.count("keys/revoked") == 1
+    assert keyring.has_keys
