@@ -31,12 +31,14 @@ from farm.pools import Pool, numerics
 from farm.states import ENDED
 from farm.store import Store, artifact_path
 from farm.submission import (
+    AlreadyUsed,
     Memory,
     Submission,
     Where,
     delete,
     give_order,
     give_room_back,
+    is_deleted,
     keep,
     list_jobs,
     once,
@@ -177,6 +179,8 @@ class Service:
         name = hash_json({"job": content.id, "by": caller.name, "once": key or secrets.token_hex(16)})[:16]
         if key:
             name = once(self.store, caller.name, key, digest=digest, job=name)
+            if is_deleted(self.store, name):
+                raise AlreadyUsed(f"Idempotency-Key {key!r} must be a new one: the film that had it has been deleted")
             if (found := read_submission(self.store, name)) and where(self.store, found).state in ENDED:
                 return found, False
         film, at = content.film, self.now()

@@ -111,7 +111,11 @@ def read_submission(store: Store, job: str, *, deleted: bool = False) -> Submiss
         found = _from_json(store.record(f"jobs/{job}/submission.json"))
     except FileNotFoundError:
         return None
-    return None if not deleted and store.exists(_deleted_path(job)) else found
+    return None if not deleted and is_deleted(store, job) else found
+
+
+def is_deleted(store: Store, job: str) -> bool:
+    return store.exists(_deleted_path(job))
 
 
 def _deleted_path(job: str) -> str:
@@ -138,7 +142,7 @@ class Memory:
         """As `read_submission`."""
         found = self.submissions.get(job)
         if found is not None:
-            return None if self.store.exists(_deleted_path(job)) else found
+            return None if is_deleted(self.store, job) else found
         found = read_submission(self.store, job)
         if found is not None:
             _make_room(self.submissions, self.most)

@@ -109,6 +109,15 @@ def test_a_key_makes_one_film_of_two_requests(client: TestClient) -> None:
     assert len(client.get("/v1/films").json()["data"]) == 3
 
 
+def test_a_key_whose_film_was_deleted_makes_no_film_that_nobody_can_see(client: TestClient, store: Store) -> None:
+    asked: dict[str, Any] = {"json": {"prompt": "a red ball"}, "headers": {"idempotency-key": "monday"}}
+    video = client.post("/v1/videos", **asked).json()["id"]
+    assert client.delete(f"/v1/videos/{video}").status_code == 200
+    again = client.post("/v1/videos", **asked)
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_key_reused")
+    assert store.names("queue") == store.names("open/local") == []
+
+
 def test_what_a_server_that_died_has_left_is_completed(client: TestClient, store: Store) -> None:
     once = {"headers": {"idempotency-key": "monday"}}
     job = submit(client, **once).json()["id"]
