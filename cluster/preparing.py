@@ -22,6 +22,8 @@ from .order import plan_job
 
 @dataclass(frozen=True)
 class Prepared:
+    """A storyboard that has been read, checked and planned."""
+
     job: Job
     plan: Plan
     files: dict[str, Path]

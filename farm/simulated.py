@@ -41,7 +41,7 @@ class SimReplica:
     ended: asyncio.Future[None]
     is_bad: bool = False  # fails whatever it is given
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # it runs one task after another
-    begun: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)  # keys of tasks whose loss with it may count as a failure
     step: int = 0
     num_steps: int = 1
     task: str | None = None
@@ -156,7 +156,6 @@ class SimHands:
 
         # for a controller it has begun where nothing is in front of it
         (replica.begun.discard if replica.turn.locked() else replica.begun.add)(task.key)
-
         ran: Ran = await self._answer(replica, in_turn(), task.key)
         return ran
 

@@ -60,7 +60,7 @@ class Submission:
 
 
 class AlreadyUsed(FarmError):
-    """An Idempotency-Key came again with another request."""
+    """An Idempotency-Key came again with another request, or after its film had been deleted."""
 
 
 @dataclass(frozen=True)
