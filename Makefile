@@ -41,7 +41,7 @@ bench: install  # make bench NAME=overlap
 	PYTHONPATH=tests $(BIN)/python tests/bench/$(NAME).py
 
 simulate: install  # the farm in virtual time: make simulate WORLDS=1000
-	$(BIN)/python -m farm.simulate --worlds $(or $(WORLDS),100000)
+	$(BIN)/python -m farm.worlds --worlds $(or $(WORLDS),100000)
 
 chaos: install  # kill real processes: make chaos ROUNDS=5, make chaos GANGS=1 ROUNDS=20
 	PYTHONPATH=.:tests:tests/bench $(BIN)/python tests/chaos.py --rounds $(or $(ROUNDS),60) $(if $(GANGS),--gangs)

@@ -1,4 +1,4 @@
-"""The controller: one Ray actor that gives farm/control.py its hands and its clock. It never touches a tensor."""
+"""The controller: one Ray actor that gives farm/control/control.py its hands and its clock. It never touches a tensor."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 
 import ray
 
-from farm.control import Control
-from farm.journal import Held, Owner, Wish
-from farm.pools import pools_from_json
-from farm.store import Store
-
-from .identity import is_dead, this_process
-from .meters import Meters
-from .pool import RayHands
+from actors.identity import is_dead, this_process
+from actors.meters import Meters
+from actors.pool import RayHands
+from farm.control.control import Control
+from farm.pools.pools import pools_from_json
+from farm.store.journal import Held, Owner, Wish
+from farm.store.store import Store
 
 NAMESPACE = "longtake"
 OPEN_TIMEOUT_S = 60.0
@@ -33,7 +32,7 @@ class Controller:
             Store(store_uri), pools_from_json(pools), RayHands(farm), owner=this_process(), farm=farm,
             io=self.meters.timed(asyncio.to_thread), now=time.time, package=package, adopts=adopts, is_dead=is_dead,
         )  # fmt: skip
-        self.control.work.on_attempt, self.control.on_end = self.meters.note_attempt, self.meters.note_end
+        self.control.work.on_attempt, self.control.jobs.on_end = self.meters.note_attempt, self.meters.note_end
         if adopts:  # also when Ray has started it again, and no door knocks
             ray.get_runtime_context().current_actor.open.remote()
 
@@ -53,7 +52,7 @@ class Controller:
 
     async def view(self, name: str, wait_s: float = 0.0) -> dict[str, Any]:
         """Where a rendering stands; `unknown` where this controller was started since it was submitted."""
-        if name not in self.control.renderings:
+        if name not in self.control.jobs.renderings:
             return {"status": "unknown"}
         return await self.control.view(name, wait_s=wait_s)
 

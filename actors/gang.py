@@ -29,11 +29,11 @@ import ray
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.replica import Replica
+from actors.worker import Inputs, cause_of, trim_memory
+from farm.control.fleet import Ran, ReplicaSpec, Status
 from farm.errors import FarmError, Halted, InputError, ReplicaLost, StoreError, TaskCanceled
-from farm.fleet import Ran, ReplicaSpec, Status
 from farm.task import Cause, Outcome, Task
-
-from .replica import Replica, cause_of, trim_memory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class Rank(Replica):
         spec = self.spec
         assert spec.sharing is not None
         _use_interface()
-        self.gang = join(
+        self.stages.gang = join(
             spec.sharing, rank=self.rank, size=spec.sharing.ranks, host=host, port=port, device=_bind(spec),
             timeout_s=spec.gang_timeout_s,
         )  # fmt: skip
@@ -135,16 +135,16 @@ class Rank(Replica):
         from pipelines import rolls
         from pipelines.stage import Progress
 
-        from .replica import _Inputs
-
         self._is_heard()
         self.assisting, self.current = None, task.key
-        self.progress = Progress(saved=saved, agree=self.gang.agree, keep=lambda *state: None, halted=self.is_leaving)
+        self.progress = Progress(
+            saved=saved, agree=self.stages.gang.agree, keep=lambda *state: None, halted=self.is_leaving
+        )
         try:
             if frugal:
-                self._let_go_of_all()
-            stage, _ = self._stage(task.stage, (task.model, task.components), frugal=frugal)
-            rolls.run(stage, task.request, _Inputs(self._input, inputs), self.progress)
+                self.stages.unload()
+            stage, _ = self.stages.get(task.stage, (task.model, task.components), frugal=frugal)
+            rolls.run(stage, task.request, Inputs(self._input, inputs), self.progress)
             return Told("succeeded")
         except Halted:
             return Told("interrupted", is_leaving=self.is_leaving)
@@ -159,7 +159,7 @@ class Rank(Replica):
             return told
         finally:
             if frugal:
-                self._let_go_of_all()
+                self.stages.unload()
             self.current = self.progress = None
             trim_memory()
 
@@ -212,7 +212,7 @@ class Leader(Replica):
         self.others = [kind.options(**in_bundle(group, i, spec)).remote(spec, i) for i in range(1, size)]
         joined = [other.join.remote(host, store.port, here()) for other in self.others]
         threading.Thread(target=self._watch, args=(list(joined),), daemon=True).start()
-        self.gang = self._while_whole(
+        self.stages.gang = self._while_whole(
             lambda: join(
                 sharing, rank=0, size=size, host=host, port=store.port, device=_bind(spec),
                 timeout_s=spec.gang_timeout_s, store=store,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from farm.journal import Owner
+from farm.store.journal import Owner
 
 
 @functools.cache

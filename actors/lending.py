@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from farm.scaling import share_out
+from farm.control.scaling import share_out
 
 log = logging.getLogger(__name__)
 ASSIST_TIMEOUT_S = 600.0  # for the slices of one step; after it the owner does them and the helper is not asked again

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from farm.control import Control
+from farm.control.control import Control
 from farm.task import STAGES, Attempt
 
 log = logging.getLogger(__name__)
@@ -100,9 +100,9 @@ class Meters:
             states = [_state(slot) for slot in control.fleet.of(pool)]
             for state in ("starting", "idle", "busy"):
                 self.add("longtake_replicas", states.count(state), pool, state)
-        self.add("longtake_films_open", sum(not r.is_over for r in control.renderings.values()))
-        taken = {name for name, r in control.renderings.items() if not r.is_over}
-        self.add("longtake_films_waiting", len(control.waiting.known.keys() - taken))
+        self.add("longtake_films_open", sum(not r.is_over for r in control.jobs.renderings.values()))
+        taken = {name for name, r in control.jobs.renderings.items() if not r.is_over}
+        self.add("longtake_films_waiting", len(control.adoption.waiting.known.keys() - taken))
 
     async def keep_looking(self, control: Control) -> None:
         while True:

@@ -1,6 +1,6 @@
 """Replicas in Ray's words: how they are started, used, watched and stopped, and what a cluster has.
 
-How many there should be is decided in farm/scaling.py; what runs on them in farm/dispatch.py.
+How many there should be is decided in farm/control/scaling.py; what runs on them in farm/control/dispatch.py.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup
 
+from actors.gang import GROUPS, Leader, first_line, in_bundle
+from actors.replica import Replica
+from farm.control.fleet import Ran, ReplicaSpec, Status
 from farm.errors import FarmError, ReplicaLost
-from farm.fleet import Ran, ReplicaSpec, Status
-from farm.gangs import is_within_a_node
-from farm.pools import NodeFacts, Pool
+from farm.pools.gangs import is_within_a_node
+from farm.pools.pools import NodeFacts, Pool
 from farm.task import Task
-
-from .gang import GROUPS, Leader, first_line, in_bundle
-from .replica import Replica
 
 log = logging.getLogger(__name__)
 

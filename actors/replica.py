@@ -8,14 +8,8 @@ that the next stage does not wait for the store.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
-import gc
-import importlib
-import importlib.metadata
 import logging
 import os
-import platform
 import resource
 import shutil
 import signal
@@ -23,124 +17,27 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
 
-from farm.checkpoint import check_fingerprints
-from farm.errors import (
-    FarmError,
-    Halted,
-    InputError,
-    StoreError,
-    StoreFull,
-    StoreUnreachable,
-    TaskCanceled,
-)
-from farm.fetch import local_folder
-from farm.fleet import Ran, ReplicaSpec, Status
+from actors.lending import Helpers
+from actors.worker import MODEL_STAGES, Inputs, Keeper, Stages, cause_of, energy_j, made_with, trim_memory
+from farm.control.fleet import Ran, ReplicaSpec, Status
+from farm.errors import FarmError, Halted, StoreError, StoreFull, StoreUnreachable, TaskCanceled
 from farm.patience import is_passing
-from farm.pools import THREAD_ENVIRONMENT
-from farm.step_checkpoints import forget_steps, keep_step, read_step
-from farm.store import Store
-from farm.task import Cause, Outcome, Task
-
-from .lending import Helpers
+from farm.pools.pools import THREAD_ENVIRONMENT
+from farm.store.step_checkpoints import forget_steps, read_step
+from farm.store.store import Store
+from farm.task import Outcome, Task
 
 log = logging.getLogger(__name__)
 FETCH_TIMEOUT_S = 120.0  # for an input in the object store, before it is read from the store instead
-Loaded = tuple[str, tuple[tuple[str, str], ...]]  # folder and (component, fingerprint): a folder's weights may change
-MODEL_STAGES = {"encode", "denoise", "decode", "interpolate"}
-WITH_WEIGHTS = {"encode", "denoise", "decode"}  # stages that load a model's components
 LEAVE_S = 60.0  # at most, to stop between two steps and put away what is made, when the process is told to end
 LINGER_S = 7.0  # after that: a controller that looks now and then shall learn of it and give no more work
-KEEP_TIMEOUT_S = 30.0  # for the last checkpoint before that
-
-
-@functools.cache
-def made_with() -> dict[str, str]:
-    """Versions and CPU instruction set: what else decides bits; kept beside every artifact."""
-    packages = ("longtake", "torch", "diffusers", "transformers", "av", "imageio-ffmpeg", "numpy",
-                "opencv-python-headless")  # fmt: skip
-    versions = {p: importlib.metadata.version(p) for p in packages}
-    torch = sys.modules.get("torch")
-    return versions | {"cpu": torch.backends.cpu.get_cpu_capability() if torch else platform.machine()}
-
-
-def trim_memory() -> None:
-    """Give freed memory back to the system: glibc keeps it, and a replica's grows with every task."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
-
-
-def cause_of(error: BaseException) -> Cause:
-    """What kind of failure an error is."""
-    if isinstance(error, InputError):
-        return "input"
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "low on memory")
-    is_short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return "memory" if is_short or any(w in str(error).lower() for w in words) else "error"
-
-
-def energy_j() -> float | None:
-    """Joules that the GPUs of this process have used since they were started; None where that is not told (NVML)."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v.isdigit()]
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(int(v)) for v in visible]
-        return sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(h) for h in handles) / 1000 if handles else None
-    except Exception:  # noqa: BLE001  # no NVML, no driver, a device that does not count
-        return None
-
-
-class _Keeper:
-    """Writes a task's step checkpoints, one at a time and beside the task; what comes meanwhile is passed over."""
-
-    def __init__(self, store: Store, key: str) -> None:
-        self.store, self.key = store, key
-        self.pool = ThreadPoolExecutor(1)
-        self.writing: Future[None] | None = None
-        self.num_kept = 0
-
-    def __call__(self, step: int, data: bytes, is_last: bool) -> None:
-        if self.writing is not None and not self.writing.done() and not is_last:
-            return
-        self.writing = self.pool.submit(self._write, step, data)
-        if is_last:
-            with contextlib.suppress(TimeoutError):  # then the next one begins with an earlier state
-                self.writing.result(KEEP_TIMEOUT_S)
-
-    def _write(self, step: int, data: bytes) -> None:
-        try:
-            keep_step(self.store, self.key, step, data, made_with=made_with())
-            self.num_kept += 1
-        except (OSError, StoreError) as e:  # the task can do without
-            log.warning("no checkpoint after step %d of %s: %s", step, self.key, e)
-
-    def close(self) -> None:
-        self.pool.shutdown(wait=True)
-
-
-class _Inputs(Sequence[bytes | Path]):
-    """A task's inputs, each fetched when it is asked for, so that a long shot's frames are never in memory together."""
-
-    def __init__(self, fetch: Callable[[Task, Any], bytes | Path], sources: Sequence[tuple[Task, Any]]) -> None:
-        self.fetch, self.sources = fetch, sources
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return _Inputs(self.fetch, self.sources[index])
-        return self.fetch(*self.sources[index])
 
 
 class Replica:
@@ -151,7 +48,7 @@ class Replica:
         if not spec.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset for actors without GPUs: they would see all
         self.spec, self.store = spec, Store(spec.store_uri)
-        self.loaded: dict[str, dict[Loaded, Any]] = {}  # stage to its objects, by what they were loaded from
+        self.stages = Stages(spec)
         self.unsaved: dict[str, tuple[Task, Any, dict[str, Any]]] = {}
         self.progress: Any = None
         self.current: str | None = None
@@ -161,7 +58,6 @@ class Replica:
         self.helpers: Helpers | None = None  # of the task that runs here
         self.lent: tuple[int, str, dict[str, Any]] = (0, "", {})  # the last word of the controller on helpers
         self.assisting: tuple[str, Any, Any] | None = None  # key of another's task, its stage, predictions by slice
-        self.gang: Any = None  # a `pipelines.parallel.Gang`, where this process is one of several ranks
         from pipelines.scratch import remove_orphans
 
         remove_orphans()
@@ -228,8 +124,8 @@ class Replica:
     def prepare(self, task: Task, inputs: Sequence[tuple[Task, Any]]) -> None:
         """Get ready to predict slices of a task that another replica runs."""
         self.assisting = None  # it may hold another model
-        stage, _ = self._stage(task.stage, (task.model, task.components))
-        predicts, _ = stage.predicts(task.request, _Inputs(self._input, inputs))
+        stage, _ = self.stages.get(task.stage, (task.model, task.components))
+        predicts, _ = stage.predicts(task.request, Inputs(self._input, inputs))
         self.assisting = (task.key, stage, predicts)
 
     def assist(self, key: str, payload: bytes) -> bytes:
@@ -269,7 +165,7 @@ class Replica:
         """Load stages before their first task comes: (stage, model folder, components with fingerprints)."""
         for stage, model, components in wanted:
             try:
-                self._stage(stage, (model, components))
+                self.stages.get(stage, (model, components))
             except Exception as e:  # noqa: BLE001  # told by the task that needs it
                 log.info("warming %s failed: %s", stage, e)
 
@@ -300,7 +196,7 @@ class Replica:
 
     def _run(self, task: Task, inputs: Sequence[tuple[Task, Any]], frugal: bool, saved: bytes | None) -> Ran:
         started_at, load_s, energy = time.time(), 0.0, energy_j() if self.spec.gpus else None
-        keeper = _Keeper(self.store, task.key)
+        keeper = Keeper(self.store, task.key)
         told: dict[str, Any] = {"frugal": True} if frugal else {}
         if self.is_leaving:
             return self._ran(
@@ -314,7 +210,7 @@ class Replica:
             self.helpers.hear(*self.lent[1:])
             self.progress = Progress(
                 canceled=task.key in self.canceled, halted=task.key in self.halted, share=self.helpers, saved=saved,
-                agree=self.gang.agree if self.gang else None,
+                agree=self.stages.gang.agree if self.stages.gang else None,
             )  # fmt: skip
             self.current = task.key
             if self.is_leaving:  # told so since
@@ -323,9 +219,9 @@ class Replica:
                 self.progress.keep, self.progress.keep_every_s = keeper, self.spec.checkpoint_s
                 self.progress.keep_every_steps = self.spec.checkpoint_steps
             if frugal:
-                self._let_go_of_all()
-            stage, load_s = self._stage(task.stage, (task.model, task.components), frugal=frugal)
-            result = rolls.run(stage, task.request, _Inputs(self._input, inputs), self.progress)
+                self.stages.unload()
+            stage, load_s = self.stages.get(task.stage, (task.model, task.components), frugal=frugal)
+            result = rolls.run(stage, task.request, Inputs(self._input, inputs), self.progress)
             keeper.close()
             told |= {"resumed_at": self.progress.resumed_at, "checkpoints": keeper.num_kept}
             told = {name: value for name, value in told.items() if value}
@@ -349,52 +245,12 @@ class Replica:
         finally:
             keeper.close()
             if frugal:
-                self._let_go_of_all()
+                self.stages.unload()
             self.canceled.discard(task.key)
             self.halted.discard(task.key)
             self.current = self.progress = self.helpers = None
             if task.key not in self.unsaved:  # else `persist` does it, beside the next task
                 trim_memory()
-
-    def _let_go_of_all(self) -> None:
-        """Unload every stage."""
-        self.loaded.clear()
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        trim_memory()
-
-    def _stage(self, stage: str, origin: Loaded, *, frugal: bool = False) -> tuple[Any, float]:
-        """The loaded stage and the seconds that loading it took now.
-
-        A stage keeps one model: several objects only where its kinds of tasks use different components of it.
-        """
-        if stage in MODEL_STAGES:
-            import torch
-
-            torch.set_flush_denormal(True)  # a property of the thread that computes
-        ours = self.loaded.setdefault(stage, {})
-        if origin in ours:
-            return ours[origin], 0.0
-        folder, components = origin
-        names = tuple(name for name, _ in components)
-        for old_folder, old in list(ours):
-            if old_folder != folder or {n for n, _ in old} & set(names):
-                del ours[old_folder, old]
-                gc.collect()  # hooks of split models hold them in circles
-        started = time.perf_counter()
-        module = importlib.import_module(f"{self.spec.package}.{stage}")
-        place = str(local_folder(folder, names)) if stage in WITH_WEIGHTS else folder
-        if place != folder:  # it may have changed there since the plan was made
-            check_fingerprints(Path(place), components)
-        how = self.spec.placement.get(stage, {}) if stage in MODEL_STAGES else {}
-        if frugal and stage in WITH_WEIGHTS:
-            how = how | {"offload": "sequential"}
-        if self.gang:
-            how = how | {"gang": self.gang}
-        built = ours[origin] = module.Stage(place, names, **self.spec.numerics.get(stage, {}), **how)
-        return built, time.perf_counter() - started
 
     def _input(self, source: Task, value: Any) -> bytes | Path:
         if value is not None:

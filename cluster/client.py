@@ -21,12 +21,11 @@ from typing import Any
 
 import httpx2
 
+from cluster.shapes import EstimateAnswer, FilmAnswer, FilmList, TaskList
 from farm.document import read_document
 from farm.errors import InputError, Problem, RenderError
+from farm.film.storyboard import names_in
 from farm.states import ENDED
-from farm.storyboard import names_in
-
-from .shapes import EstimateAnswer, FilmAnswer, FilmList, TaskList
 
 TRIES, WAIT_S = 6, 1.0
 TIMEOUT_S = 60.0

@@ -10,13 +10,12 @@ from html import escape
 from pathlib import Path
 from statistics import median
 
-from farm.jobs import Job, read_job
-from farm.journal import read_attempts
-from farm.store import Store
+from dashboards.seams import seams_section
+from dashboards.sheets import contact_sheet
+from farm.store.jobs import Job, read_job
+from farm.store.journal import read_attempts
+from farm.store.store import Store
 from farm.task import STAGES, Attempt
-
-from .seams import seams_section
-from .sheets import contact_sheet
 
 EMBED_BYTES = 8 * 2**20  # a larger film is linked to, as it lies beside the report
 MAX_SHEETS = 200  # shots that get a contact sheet

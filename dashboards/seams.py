@@ -9,10 +9,9 @@ from fractions import Fraction
 from html import escape
 from typing import Any
 
-from farm.jobs import Job
-from farm.store import Store
-
-from .sheets import sheet_of
+from dashboards.sheets import sheet_of
+from farm.store.jobs import Job
+from farm.store.store import Store
 
 MAX_ROWS = 60  # the worst ones
 COLUMNS = {

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dashboards.sheets import contact_sheet
-from farm.checkpoint import BUILTIN_FOLDER
+from farm.models.checkpoint import BUILTIN_FOLDER
 
 HERE = Path(__file__).parent
 GIF_FILTER = (
@@ -26,7 +26,7 @@ GIF_FILTER = (
 def main() -> None:
     work = Path(tempfile.mkdtemp(prefix="pictures-"))
     film = work / "demo.mp4"
-    command = [sys.executable, "-m", "cluster.cli", "render", str(HERE.parent / "examples" / "demo.yaml")]
+    command = [sys.executable, "-m", "longtake", "render", str(HERE.parent / "examples" / "demo.yaml")]
     done = subprocess.run(
         [*command, "--store", str(work / "store"), "--out", str(film), "--json"],
         stdout=subprocess.PIPE, text=True, timeout=600, check=True,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import InputError, Problem
+from farm.errors import InputError, Problem
 
 MAX_BYTES = 32 * 2**20
 MAX_NODES = 2_000_000
@@ -268,3 +268,7 @@ def suggest(word: Any, known: Iterable[str]) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)

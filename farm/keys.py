@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from .task import Request, Roll, Stage, Task
+from farm.task import Request, Roll, Stage, Task
 
 STAGE_VERSIONS: dict[str, int] = {  # raise one when its code changes what it puts out
     "EncodeText": 2, "SourceFile": 1, "EncodeFrames": 2, "EmbedFrames": 1, "Denoise": 3, "Decode": 3,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from .errors import FarmError
+from farm.errors import FarmError
 
 JobState = Literal["queued", "active", "pausing", "paused", "canceling", "completed", "failed", "canceled"]
 TaskState = Literal["queued", "active", "soft-failed", "completed", "failed", "canceled", "paused"]

@@ -323,3 +323,6 @@ class Attempt:
     @property
     def gpu_s(self) -> float:
         return self.gpus * (self.ended_at - self.started_at)
+
+
+Numerics = Mapping[str, tuple[tuple[str, Any], ...]]  # stage to what its pools fix: dtype and the like

@@ -20,7 +20,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from farm.plan_clips import CLIP_EXTENSION
+from farm.plan.clips import CLIP_EXTENSION
 from farm.task import (
     ChooseRoll,
     JoinClips,
@@ -32,13 +32,12 @@ from farm.task import (
     WriteClip,
     WriteStills,
 )  # fmt: skip
-
-from .ffmpeg_commands import join_clips_command, metadata_text, mix_command, write_clip_command
-from .frames import Frame, write_lossless
-from .rolls import choose
-from .scratch import new_folder
-from .stage import Artifact, Progress, Result, as_bytes, as_path
-from .strips import num_inputs, read_all, read_strip
+from pipelines.ffmpeg_commands import join_clips_command, metadata_text, mix_command, write_clip_command
+from pipelines.frames import Frame, write_lossless
+from pipelines.rolls import choose
+from pipelines.scratch import new_folder
+from pipelines.stage import Artifact, Progress, Result, as_bytes, as_path
+from pipelines.strips import num_inputs, read_all, read_strip
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the only time that a ZIP can hold and that is never now
 
@@ -106,7 +105,7 @@ class Stage:
 
     @_write.register
     def _(self, request: MeasureSeams, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
-        from .seams import measure_seams
+        from pipelines.seams import measure_seams
 
         target = folder / "seams.jsonl"
         frames, num_before = read_strip(request.shot, inputs), 0
@@ -120,13 +119,13 @@ class Stage:
 
     @_write.register
     def _(self, request: MeasureColour, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
-        from .colour import measure_colour
+        from pipelines.colour import measure_colour
 
         return _written(folder / "step.json", measure_colour(request, read_all(inputs)), progress)
 
     @_write.register
     def _(self, request: SolveColour, inputs: Sequence[Artifact], progress: Progress, folder: Path) -> Path:
-        from .colour import solve_colour
+        from pipelines.colour import solve_colour
 
         parts = [as_bytes(i) for i in inputs]
         before = parts.pop(0) if request.goes_on else None

@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.task import MeasureColour, SolveColour
-
-from .flow import compared, consistent, flow_between, warp
-from .frames import Frame
+from pipelines.flow import compared, consistent, flow_between, warp
+from pipelines.frames import Frame
 
 Array = NDArray[np.float64]
 MAX_STEP = 5.0  # of Lab: what jumps further is another picture, not drift

@@ -17,8 +17,7 @@ from typing import Protocol
 import torch
 
 from farm.task import Denoise, Slice
-
-from .family import Predict
+from pipelines.family import Predict
 
 NUM_GRIDS = 4  # at most, with a shifted grid
 

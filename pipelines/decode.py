@@ -14,13 +14,12 @@ import torch
 from safetensors.torch import load
 
 from farm.task import Decode
-
-from .family import Family, family_of
-from .frames import write_lossless
-from .load import best_device, load_component, resident
-from .parallel import Gang
-from .stage import Artifact, Progress, Result, as_bytes
-from .tiles import decode_together
+from pipelines.family import Family, family_of
+from pipelines.frames import write_lossless
+from pipelines.load import best_device, load_component, resident
+from pipelines.parallel import Gang
+from pipelines.stage import Artifact, Progress, Result, as_bytes
+from pipelines.tiles import decode_together
 
 MAX_CACHE_BYTES = 4 * 2**30  # of the streams that are kept besides the last one
 

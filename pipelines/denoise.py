@@ -14,18 +14,17 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from farm.cards import Matrix
-from farm.checkpoint import card_of
-from farm.parallel import Degrees, work_of_request
+from farm.models.card import Matrix
+from farm.models.checkpoint import card_of
+from farm.pools.parallel import Degrees, work_of_request
 from farm.task import Denoise
-
-from .checkpoint import StepState, pack, unpack
-from .continuity import anchored, blend, free_noise, grids_of
-from .family import Family, Given, Predict, Run, Tensors, family_of, step_of
-from .load import best_device, load_component, resident, speed_up
-from .loras import use_loras
-from .parallel import Gang, Split
-from .stage import Artifact, Progress, Result, as_bytes
+from pipelines.checkpoint import StepState, pack, unpack
+from pipelines.continuity import anchored, blend, free_noise, grids_of
+from pipelines.family import Family, Given, Predict, Run, Tensors, family_of, step_of
+from pipelines.load import best_device, load_component, resident, speed_up
+from pipelines.loras import use_loras
+from pipelines.parallel import Gang, Split
+from pipelines.stage import Artifact, Progress, Result, as_bytes
 
 PREVIEW_EVERY_S = 1.0  # a preview costs some 6 ms; nobody looks more often
 
@@ -164,7 +163,7 @@ class Stage:
         split = self.gang.split(degrees)
         if degrees != self.degrees:
             self._join()
-            from .sequence import split_all  # not wherever a denoise stage is: it imports much of diffusers
+            from pipelines.sequence import split_all
 
             self.degrees, self.split_models = degrees, split_all(self.models, split)
         return split if degrees.guidance > 1 else None

@@ -13,12 +13,11 @@ from PIL import Image, ImageOps
 from safetensors.torch import save
 
 from farm.task import EmbedFrames, EncodeFrames, EncodeText, Known
-
-from .family import Pictures, Tensors, family_of
-from .frames import Frame, read_lossless
-from .load import best_device, load_component, resident
-from .parallel import Gang
-from .stage import Artifact, Progress, Result, as_bytes
+from pipelines.family import Pictures, Tensors, family_of
+from pipelines.frames import Frame, read_lossless
+from pipelines.load import best_device, load_component, resident
+from pipelines.parallel import Gang
+from pipelines.stage import Artifact, Progress, Result, as_bytes
 
 PRECISE = ("vae", "image_encoder")  # small, and in float32 in diffusers' examples of Wan whatever the rest is in
 

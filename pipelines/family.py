@@ -19,9 +19,8 @@ import numpy as np
 import torch
 
 from farm.task import Decode, Denoise, EmbedFrames, EncodeFrames, EncodeText
-
-from .frames import Frame
-from .parallel import Split, exchange
+from pipelines.frames import Frame
+from pipelines.parallel import Split, exchange
 
 Tensors = Mapping[str, torch.Tensor]
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # latents (B, C, F, H, W), timestep to the same shape

@@ -12,6 +12,7 @@ from typing import Any
 import ffmpeg
 import imageio_ffmpeg
 
+from farm.film.film import ENCODERS
 from farm.task import JoinClips, MixFrames, WriteClip
 
 GOP_S = 2.0  # seconds between keyframes at most: what players and cutters expect
@@ -20,16 +21,17 @@ BT709 = {"color_primaries": "bt709", "color_trc": "bt709", "colorspace": "bt709"
 
 def encoder_options(codec: str, *, crf: int, gop: int) -> dict[str, Any]:
     """Options of one encoder; `gop` in frames."""
-    return {
-        "h264": {"vcodec": "libx264", "crf": crf, "preset": "medium", "g": gop, "x264-params": "open-gop=0"},
+    more: dict[str, dict[str, Any]] = {
+        "h264": {"crf": crf, "preset": "medium", "g": gop, "x264-params": "open-gop=0"},
         "h265": {
-            "vcodec": "libx265", "crf": crf, "preset": "medium", "g": gop, "vtag": "hvc1",
+            "crf": crf, "preset": "medium", "g": gop, "vtag": "hvc1",
             "x265-params": "open-gop=0:pools=none:frame-threads=1:log-level=error",
         },
-        "av1": {"vcodec": "libsvtav1", "crf": crf, "preset": 6, "g": gop, "svtav1-params": "lp=1:irefresh-type=2"},
-        "vp9": {"vcodec": "libvpx-vp9", "crf": crf, "b:v": 0, "row-mt": 0, "cpu-used": 3, "g": gop},
-        "prores": {"vcodec": "prores_ks", "profile:v": 3, "vendor": "apl0"},
-    }[codec]  # fmt: skip
+        "av1": {"crf": crf, "preset": 6, "g": gop, "svtav1-params": "lp=1:irefresh-type=2"},
+        "vp9": {"crf": crf, "b:v": 0, "row-mt": 0, "cpu-used": 3, "g": gop},
+        "prores": {"profile:v": 3, "vendor": "apl0"},
+    }  # fmt: skip
+    return {"vcodec": ENCODERS[codec], **more[codec]}
 
 
 def write_clip_command(request: WriteClip, *, width_px: int, height_px: int, target: str) -> list[str]:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .frames import Frame
+from pipelines.frames import Frame
 
 Array = NDArray[Any]
 MAX_WIDTH_PX = 256

@@ -9,16 +9,15 @@ import numpy as np
 import torch
 
 from farm.errors import InputError
-from farm.interpolation import rife_weights
+from farm.film.interpolation import rife_weights
 from farm.task import Interpolate
-
-from . import rife_setup
-from .flow import consistent, flow_between, warp
-from .frames import Frame, write_lossless
-from .load import DTYPES, best_device
-from .rife import Rife
-from .stage import Artifact, Progress, Result
-from .strips import pairs, source_frames
+from pipelines import rife_setup
+from pipelines.flow import consistent, flow_between, warp
+from pipelines.frames import Frame, write_lossless
+from pipelines.load import DTYPES, best_device
+from pipelines.rife import Rife
+from pipelines.stage import Artifact, Progress, Result
+from pipelines.strips import pairs, source_frames
 
 Between = Callable[[Frame, Frame, float], Frame]
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from farm.errors import InputError
-from farm.options import PACKAGES
+from farm.pools.options import PACKAGES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "image_processor", "feature_extractor", "guider")
@@ -52,7 +52,7 @@ def load_component(
     if component.startswith(WITHOUT_WEIGHTS):
         return cls.from_pretrained(path)
     if is_sharded:
-        from .sharding import load_sharded
+        from pipelines.sharding import load_sharded
 
         return load_sharded(cls, path, dtype=DTYPES[dtype]).to(device)
     how = {"quantization_config": _quantization(library, quantize, DTYPES[dtype])} if quantize else {}

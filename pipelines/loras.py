@@ -13,8 +13,7 @@ from typing import Any
 
 from farm.errors import InputError
 from farm.task import Lora
-
-from .stage import Artifact, as_path
+from pipelines.stage import Artifact, as_path
 
 MAX_KEPT = 8  # adapters on one transformer; the ones used longest ago go first
 

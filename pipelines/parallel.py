@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from farm.parallel import Degrees, Sharing
+from farm.pools.parallel import Degrees, Sharing
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8)
 MAX_DIMS = 8

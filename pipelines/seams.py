@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.task import MeasureSeams
-
-from .flow import compared, consistent, flow_between, warp
-from .frames import Frame
+from pipelines.flow import compared, consistent, flow_between, warp
+from pipelines.frames import Frame
 
 Array = NDArray[Any]
 FLOORS = {"mad": 0.25 / 255, "warp": 1e-5}  # below them a ratio would measure rounding

@@ -29,9 +29,8 @@ from diffusers.models._modeling_parallel import (
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
 from farm.errors import InputError
-
-from .joint import JointAttention, cut_prompts
-from .parallel import Split
+from pipelines.joint import JointAttention, cut_prompts
+from pipelines.parallel import Split
 
 
 def _at(dim: int, ndim: int, *, output: bool = False) -> ContextParallelInput:

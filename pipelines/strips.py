@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from farm.task import Strip
-
-from .colour import Corrections
-from .frames import Frame, read_lossless
-from .stage import Artifact, as_bytes
+from pipelines.colour import Corrections
+from pipelines.frames import Frame, read_lossless
+from pipelines.stage import Artifact, as_bytes
 
 
 def read_all(inputs: Iterable[Artifact]) -> Iterator[Frame]:

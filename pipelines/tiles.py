@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .parallel import Gang
+from pipelines.parallel import Gang
 
 
 def decode_together(decode: Callable[[], torch.Tensor], vae: Any, gang: Gang) -> torch.Tensor | None:

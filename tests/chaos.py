@@ -28,12 +28,12 @@ from emulated_cluster import emulated_cluster
 from farm_process import end_tree, finish, kill, start_farm, wait_until
 from measure import save, spread
 
-from farm.audit import faults_of_job
-from farm.jobs import read_job
-from farm.journal import read_attempts
-from farm.plan import make_plan
-from farm.pools import load_pools, numerics
-from farm.store import Store
+from farm.plan.plan import make_plan
+from farm.pools.pools import load_pools, numerics
+from farm.store.jobs import read_job
+from farm.store.journal import read_attempts
+from farm.store.store import Store
+from farm.worlds.audit import faults_of_job
 
 BOARD = """\
 title: Chaos

@@ -35,6 +35,6 @@ def _own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
-    from farm import checkpoint
+    from farm.models import checkpoint
 
     monkeypatch.setattr(checkpoint._remembered, "file", tmp_path_factory.getbasetemp() / "fingerprints.json")

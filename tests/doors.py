@@ -7,8 +7,8 @@ from typing import Any
 
 import ray
 
-from farm.journal import Wish
 from farm.states import ENDED
+from farm.store.journal import Wish
 
 TIMEOUT_S = 60
 

@@ -18,7 +18,7 @@ import psutil
 from farm_process import wait_until
 from serving import free_port
 
-from cluster.hardware import own_folder
+from cluster.ray import own_folder
 
 
 class EmulatedCluster:

@@ -18,7 +18,7 @@ from in_process import plan_of, run_plan
 from PIL import Image
 from safetensors.torch import load
 
-from farm.plan import Plan
+from farm.plan.plan import Plan
 from pipelines.load import own_memory
 
 PROMPT, NEGATIVE, SEED = "a red ball rolls over grass at sunset", "night over sand", 11

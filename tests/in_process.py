@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from farm.checkpoint import Checkpoint, find_checkpoint
-from farm.plan import Plan, make_plan
-from farm.pools import default_pools, numerics
-from farm.resolve import Resolved, resolve
-from farm.storyboard import parse_storyboard
+from farm.film.resolve import Resolved, resolve
+from farm.film.storyboard import parse_storyboard
+from farm.models.checkpoint import Checkpoint, find_checkpoint
+from farm.plan.plan import Plan, make_plan
+from farm.pools.pools import default_pools, numerics
 from pipelines import rolls
 from pipelines.stage import Progress
 

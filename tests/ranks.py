@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load
 
-from farm.parallel import Degrees, Hardware, Sharing
+from farm.pools.parallel import Degrees, Hardware, Sharing
 
 TIMEOUT_S = 60.0
 

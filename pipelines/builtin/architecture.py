@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTran
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from .world import SYNONYMS, VOCABULARY
+from pipelines.builtin.world import SYNONYMS, VOCABULARY
 
 LATENT_CHANNELS = 16
 TEXT_DIM = 64

@@ -23,15 +23,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 
-from farm.cards import BUILTIN
-from farm.checkpoint import BUILTIN_FOLDER, read_checkpoint
 from farm.errors import InputError
+from farm.models.cards.builtin import BUILTIN
+from farm.models.checkpoint import BUILTIN_FOLDER, read_checkpoint
 from farm.task import Denoise, EncodeText, Slice
 from pipelines import decode, denoise, encode
+from pipelines.builtin import examiner, world
 from pipelines.families import wan
 from pipelines.stage import Progress, as_bytes
-
-from . import examiner, world
 
 Array = NDArray[Any]
 Video = NDArray[np.uint8]  # (T, H, W, C)

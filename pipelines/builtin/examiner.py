@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from . import world
+from pipelines.builtin import world
 
 Array = NDArray[Any]
 SHADES = np.linspace(0.38, 1.08, 15)  # of the object's colour, from its dark marks to its lit side

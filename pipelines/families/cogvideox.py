@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from farm.task import Decode, Denoise, EncodeFrames, EncodeText
-
-from ..family import Family, Given, Pictures, Predict, Run, Tensors, as_video, guided_as_batch
+from pipelines.family import Family, Given, Pictures, Predict, Run, Tensors, as_video, guided_as_batch
 
 
 class CogVideoX(Family):

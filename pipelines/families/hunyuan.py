@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from farm.task import Decode, Denoise, EncodeFrames, EncodeText
-
-from ..family import Family, Given, Pictures, Predict, Run, Tensors, as_video, cached_as
+from pipelines.family import Family, Given, Pictures, Predict, Run, Tensors, as_video, cached_as
 
 IMAGE_SHARE = 0.001  # of the picture in the noise that the image variants begin with
 

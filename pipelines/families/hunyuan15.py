@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from farm.task import Denoise, EmbedFrames, EncodeFrames, EncodeText
-
-from ..family import Given, Pictures, Predict, StandIn, Tensors, as_video, cached_as, step_of
-from .hunyuan import HunyuanVideo
+from pipelines.families.hunyuan import HunyuanVideo
+from pipelines.family import Given, Pictures, Predict, StandIn, Tensors, as_video, cached_as, step_of
 
 IMAGE_TOKENS = 729  # of SigLIP, zero without a picture: the stock pipelines' vision_num_semantic_tokens
 TEXTS = ("encoder_hidden_states", "encoder_attention_mask", "encoder_hidden_states_2", "encoder_attention_mask_2")

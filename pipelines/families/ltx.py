@@ -16,19 +16,7 @@ import numpy as np
 import torch
 
 from farm.task import Decode, Denoise, EncodeFrames, EncodeText
-
-from ..family import (
-    Draws,
-    Family,
-    Given,
-    Pictures,
-    Predict,
-    Run,
-    Tensors,
-    as_video,
-    guided_as_batch,
-    step_of,
-)  # fmt: skip
+from pipelines.family import Draws, Family, Given, Pictures, Predict, Run, Tensors, as_video, guided_as_batch, step_of
 
 IMAGE_NOISE = 0.15  # LTXConditionPipeline's image_cond_noise_scale
 DECODE_TIMESTEP = 0.0  # the stock pipelines' decode_timestep, which is their noise at decoding too

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from farm.task import Decode, Denoise, EncodeText
-
-from ..family import Family, Given, Pictures, Predict, Tensors, guided_as_batch
+from pipelines.family import Family, Given, Pictures, Predict, Tensors, guided_as_batch
 
 THRESHOLD_NOISE = 0.025  # of its schedule, half of which is linear
 

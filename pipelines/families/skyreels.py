@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from farm.task import Denoise
-
-from ..family import Draws, Given, Predict, Run, Tensors, guided_in_turn, step_of
-from .wan import Wan
+from pipelines.families.wan import Wan
+from pipelines.family import Draws, Given, Predict, Run, Tensors, guided_in_turn, step_of
 
 
 class SkyReels(Wan):

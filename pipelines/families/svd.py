@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from farm.task import Decode, Denoise, EmbedFrames, EncodeFrames
-
-from ..family import Family, Given, Pictures, Predict, Run, Tensors, as_video
+from pipelines.family import Family, Given, Pictures, Predict, Run, Tensors, as_video
 
 MIN_GUIDANCE = 1.0
 

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from farm.task import Decode, Denoise, EmbedFrames, EncodeFrames, EncodeText
-
-from ..family import Family, Given, Pictures, Predict, StandIn, Tensors, as_video, guided_in_turn
+from pipelines.family import Family, Given, Pictures, Predict, StandIn, Tensors, as_video, guided_in_turn
 
 MAX_PAST = 64  # latent frames by which a stream is known again; more than any halo
 GRAY = 128  # of frames that VACE shall make, as in diffusers' example of it

@@ -77,9 +77,9 @@ class Batch:
     def start_controller(self) -> Any:
         """The batch's controller, with stand-ins for its stages."""
         from actors.controller import start_controller
-        from cluster.order import farm_name
-        from farm.pools import load_pools, pools_as_json
-        from farm.store import Store
+        from cluster.prepare import farm_name
+        from farm.pools.pools import load_pools, pools_as_json
+        from farm.store.store import Store
 
         store = Store(str(self.store))
         store.create()
@@ -118,8 +118,8 @@ class Batch:
         assert self.status() == "SUCCEEDED", cli(self.dashboard, "job", "logs", self.id).stdout[-3000:]
 
     def told(self) -> dict[str, Any]:
-        from farm.journal import read_attempts
-        from farm.store import Store
+        from farm.store.journal import read_attempts
+        from farm.store.store import Store
 
         tables = [pq.read_table(p) for p in sorted((self.folder / "results").glob("*.parquet"))]
         rows = [row for table in tables for row in table.to_pylist()]

@@ -30,8 +30,8 @@ def main() -> None:
 
 def film() -> float:
     """Peak memory of the controller's process in MiB, sampled while a film is made."""
-    from cluster.hardware import Connection
-    from farm.pools import Bounds, Pool, pools_as_json
+    from cluster.ray import Connection
+    from farm.pools.pools import Bounds, Pool, pools_as_json
 
     pools = {"all": Pool(stages=["encode", "denoise", "decode", "assemble"], replicas=Bounds(min=4, max=4))}
     connection = Connection(None, pools)
@@ -41,11 +41,11 @@ def film() -> float:
     from tiny_checkpoints import make_wan
 
     from actors.controller import start_controller
-    from farm.checkpoint import find_checkpoint
-    from farm.film import job_id_of
-    from farm.jobs import Job, write_job
+    from farm.film.film import job_id_of
+    from farm.models.checkpoint import find_checkpoint
     from farm.states import ENDED
-    from farm.store import Store
+    from farm.store.jobs import Job, write_job
+    from farm.store.store import Store
 
     folder = Path(tempfile.mkdtemp(prefix="memory-"))
     checkpoint = find_checkpoint(str(make_wan(folder / "wan")), beside=Path())

@@ -110,12 +110,12 @@ def loop(model: str, steps: int) -> dict[str, Any]:
 
 def farm(model: str, steps: int) -> dict[str, Any]:
     """The farm: a local Ray, one replica that serves all stages, a film in an empty store."""
-    from cluster.hardware import Connection
-    from farm.checkpoint import find_checkpoint
-    from farm.film import job_id_of
-    from farm.jobs import Job, write_job
-    from farm.pools import Pool, pools_as_json
-    from farm.store import Store
+    from cluster.ray import Connection
+    from farm.film.film import job_id_of
+    from farm.models.checkpoint import find_checkpoint
+    from farm.pools.pools import Pool, pools_as_json
+    from farm.store.jobs import Job, write_job
+    from farm.store.store import Store
 
     pools = {"all": Pool(stages=["encode", "denoise", "decode", "assemble"])}
     connection = Connection(None, pools)

@@ -19,7 +19,7 @@ from in_process import plan_of
 from measure import save
 from safetensors.torch import save as save_tensors
 
-from farm.checkpoint import BUILTIN_FOLDER
+from farm.models.checkpoint import BUILTIN_FOLDER
 from farm.task import Decode, Denoise
 from pipelines import decode
 from pipelines.builtin import world

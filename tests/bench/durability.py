@@ -55,13 +55,13 @@ def run(side: str, model: Path) -> str:
 
 def film(side: str, model: str) -> dict[str, Any]:
     """One film in an empty store, on a Ray of its own."""
-    from cluster.hardware import Connection
-    from farm.checkpoint import find_checkpoint
-    from farm.film import job_id_of
-    from farm.jobs import Job, write_job
-    from farm.journal import read_attempts
-    from farm.pools import Checkpoint, Pool, pools_as_json
-    from farm.store import Store
+    from cluster.ray import Connection
+    from farm.film.film import job_id_of
+    from farm.models.checkpoint import find_checkpoint
+    from farm.pools.pools import Checkpoint, Pool, pools_as_json
+    from farm.store.jobs import Job, write_job
+    from farm.store.journal import read_attempts
+    from farm.store.store import Store
 
     every = Checkpoint(seconds=INTERVAL_S if side == "with" else 0.0)
     pools = {"all": Pool(stages=["encode", "denoise", "decode", "assemble"], checkpoint=every)}
@@ -121,7 +121,8 @@ def without_records(controller: Any) -> Any:
 
     class Forgetful(controller):  # type: ignore[misc]
         def __init__(self, *args: Any) -> None:
-            from farm import attempts, ledger
+            from farm.control import attempts
+            from farm.store import ledger
 
             attempts.write_attempt = lambda *told: None  # type: ignore[assignment]
             ledger.compact = lambda *told: []  # type: ignore[assignment]

@@ -46,7 +46,7 @@ def render(folder: Path, seconds: int) -> dict[str, Any]:
     command = [
         sys.executable,
         "-m",
-        "cluster.cli",
+        "longtake",
         "render",
         str(board),
         "--store",
@@ -85,7 +85,7 @@ def _name_of(process: psutil.Process) -> str:
     actor = re.match(r"ray::(Controller|Replica)", line)
     if actor:
         return f"{actor[1]} {_order(process)}" if actor[1] == "Replica" else "Controller"
-    return "farm render" if "cluster.cli" in line else ""
+    return "farm render" if "longtake" in line else ""
 
 
 _seen: dict[int, list[int]] = {}

@@ -21,11 +21,11 @@ from stand_ins.fixed import CALL_S, SECONDS
 from timed_film import render_timed
 
 from actors.controller import start_controller
-from cluster.hardware import Connection
-from farm.checkpoint import find_checkpoint
-from farm.journal import read_attempts
-from farm.pools import Bounds, Pool, pools_as_json
-from farm.store import Store
+from cluster.ray import Connection
+from farm.models.checkpoint import find_checkpoint
+from farm.pools.pools import Bounds, Pool, pools_as_json
+from farm.store.journal import read_attempts
+from farm.store.store import Store
 
 NUM_SHOTS, EXTEND_FRAMES = 8, 65  # five chunks of 17 frames that share 5
 BLEND_FRAMES, BLEND_STEPS = 101, 30  # eight slices

@@ -19,10 +19,10 @@ from timed_film import render_timed
 from tiny_checkpoints import make_wan
 
 from actors.controller import start_controller
-from cluster.hardware import Connection
-from farm.checkpoint import find_checkpoint
-from farm.pools import Bounds, Pool, pools_as_json
-from farm.store import Store
+from cluster.ray import Connection
+from farm.models.checkpoint import find_checkpoint
+from farm.pools.pools import Bounds, Pool, pools_as_json
+from farm.store.store import Store
 
 NUM_SHOTS = 12
 POOL_OF = {"encode": "encode", "denoise": "denoise", "decode": "media", "assemble": "media"}

@@ -36,7 +36,7 @@ def measure(board: Path) -> tuple[float, float]:
     command = [
         sys.executable,
         "-m",
-        "cluster.cli",
+        "longtake",
         "plan",
         str(board),
         "--store",

@@ -297,11 +297,11 @@ def run(phase: str, url: str) -> dict[str, Any]:
 
 def serve_phases(phases: Sequence[str]) -> dict[str, Any]:
     """Phases one after another on one farm."""
-    from cluster.hardware import Connection
-    from cluster.order import farm_name
-    from farm.access import add_key
-    from farm.pools import Bounds, Pool, pools_as_json
-    from farm.store import Store
+    from cluster.prepare import farm_name
+    from cluster.ray import Connection
+    from farm.pools.pools import Bounds, Pool, pools_as_json
+    from farm.service.access import add_key
+    from farm.store.store import Store
 
     stand_in_s = FAST_S if {*RUNS[1]}.intersection(phases) else CALM_S
     os.environ["STAND_IN_S"] = json.dumps(stand_in_s)
@@ -319,8 +319,8 @@ def serve_phases(phases: Sequence[str]) -> dict[str, Any]:
         from ray import serve
 
         from actors.controller import start_controller
-        from cluster.serve_app import application, options_of
-        from farm.admission import Limits
+        from cluster.http.app import application, options_of
+        from farm.service.limits import Limits
 
         start_controller(*farm_name(store, told), told, package="stand_ins", adopts=True)
         serve.start(

@@ -48,7 +48,7 @@ def measure(board: Path, number: int) -> tuple[float, float]:
     command = [
         sys.executable,
         "-m",
-        "cluster.cli",
+        "longtake",
         "render",
         str(board),
         "--store",

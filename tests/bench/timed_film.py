@@ -8,12 +8,12 @@ from typing import Any
 from doors import submit, wait_for_end
 from in_process import Board, resolve_board
 
-from farm.checkpoint import Checkpoint
-from farm.film import job_id_of
-from farm.jobs import Job, write_job
-from farm.plan import Plan, make_plan
-from farm.pools import Pool, numerics
-from farm.store import Store
+from farm.film.film import job_id_of
+from farm.models.checkpoint import Checkpoint
+from farm.plan.plan import Plan, make_plan
+from farm.pools.pools import Pool, numerics
+from farm.store.jobs import Job, write_job
+from farm.store.store import Store
 
 
 def render_timed(

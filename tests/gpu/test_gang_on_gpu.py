@@ -11,7 +11,7 @@ from ranks import denoise_on, ranks_of
 from safetensors.torch import load
 from tiny_families import save as save_model
 
-from farm.parallel import Degrees
+from farm.pools.parallel import Degrees
 from farm.task import Denoise
 
 pytestmark = [

@@ -14,8 +14,8 @@ import pytest
 from emulated_cluster import emulated_cluster
 from farm_process import Done, farm, finish, kill, start_farm, wait_until
 
-from farm.journal import Journal, Owner, read_attempts, read_standing, take_lease
-from farm.store import Store
+from farm.store.journal import Journal, Owner, read_attempts, read_standing, take_lease
+from farm.store.store import Store
 
 TEMPLATE = """\
 title: "{name}"

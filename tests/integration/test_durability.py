@@ -17,10 +17,10 @@ import pytest
 from emulated_cluster import emulated_cluster
 from farm_process import Done, farm, finish, kill, start_farm, wait_until
 
-from farm.audit import faults_of_log
-from farm.journal import read_attempts, read_log, read_standing
-from farm.ledger import read_ledger
-from farm.store import Store
+from farm.store.journal import read_attempts, read_log, read_standing
+from farm.store.ledger import read_ledger
+from farm.store.store import Store
+from farm.worlds.audit import faults_of_log
 
 BOARD = """\
 title: Long steps

@@ -16,13 +16,13 @@ from emulated_cluster import emulated_cluster
 from farm_process import farm
 from PIL import Image
 
-from cluster.hardware import Connection
+from cluster.ray import Connection
+from farm.control.fleet import ReplicaSpec
 from farm.errors import ReplicaLost
-from farm.fleet import ReplicaSpec
-from farm.gangs import sharing_of
 from farm.keys import make_task
-from farm.pools import Parallel, Pool
-from farm.store import Store
+from farm.pools.gangs import sharing_of
+from farm.pools.pools import Parallel, Pool
+from farm.store.store import Store
 from farm.task import Denoise, Slice, Task
 
 BOARD = """\

@@ -11,11 +11,11 @@ from farm_process import farm
 from s3_server import BUCKET, Harm, credentials, harmful_proxy, s3_server
 from tiny_checkpoints import make_wan
 
-from farm.checkpoint import find_checkpoint
 from farm.errors import DamagedError, InputError
-from farm.fetch import local_folder
 from farm.keys import make_task
-from farm.store import Store, artifact_path
+from farm.models.checkpoint import find_checkpoint
+from farm.models.fetch import local_folder
+from farm.store.store import Store, artifact_path
 from farm.task import EncodeText
 
 TASK = make_task("encode", EncodeText("wan", "a ball", 8), extension="safetensors", label="a ball")

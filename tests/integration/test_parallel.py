@@ -23,9 +23,9 @@ from in_process import plan_of, run_plan
 from ranks import Ranks, bytes_of_a_pass, decode_on, denoise_on, encode_on, peaks_of_loading, ranks_of, small_tiles
 from safetensors.torch import load, save
 
-from farm.checkpoint import card_of
-from farm.parallel import Degrees, bytes_sent, work_of
-from farm.plan import Plan, tasks_to_run
+from farm.models.checkpoint import card_of
+from farm.plan.plan import Plan, tasks_to_run
+from farm.pools.parallel import Degrees, bytes_sent, work_of
 from farm.task import Decode, Denoise, EncodeText
 from pipelines import decode
 from pipelines.frames import read_lossless

@@ -7,8 +7,8 @@ from pathlib import Path
 from emulated_cluster import emulated_cluster
 from farm_process import finish, start_farm
 
-from farm.journal import read_attempts
-from farm.store import Store
+from farm.store.journal import read_attempts
+from farm.store.store import Store
 
 POOLS = """\
 pools:

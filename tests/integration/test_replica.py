@@ -14,14 +14,14 @@ from doors import submit, wait_for_end
 from farm_process import wait_until
 from in_process import plan_of, resolve_board
 
-from cluster.hardware import Connection
-from farm.checkpoint import find_checkpoint
-from farm.film import job_id_of
-from farm.fleet import Fleet
-from farm.jobs import Job, write_job
-from farm.journal import read_attempts
-from farm.pools import Pool, pools_as_json
-from farm.store import Store
+from cluster.ray import Connection
+from farm.control.fleet import Fleet
+from farm.film.film import job_id_of
+from farm.models.checkpoint import find_checkpoint
+from farm.pools.pools import Pool, pools_as_json
+from farm.store.jobs import Job, write_job
+from farm.store.journal import read_attempts
+from farm.store.store import Store
 
 POOLS = {"all": Pool(stages=["encode", "denoise", "decode", "assemble"])}
 

@@ -25,8 +25,8 @@ from PIL import Image
 from serving import POOLS, Server, free_port, serving
 
 import cluster
-from farm.access import add_key
-from farm.store import Store
+from farm.service.access import add_key
+from farm.store.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 MARK = "LONGTAKE_TEST"

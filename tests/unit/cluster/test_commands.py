@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli import main
-from cluster.doctor import examine
-from cluster.progress import Lines, duration, summary
-from farm.pools import Pool
+from cluster.cli.doctor import examine
+from cluster.cli.main import main
+from cluster.cli.progress import Lines, duration, summary
+from farm.pools.pools import Pool
 
 
 def test_plan_tells_what_is_generated_and_kept(

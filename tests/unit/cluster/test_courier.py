@@ -9,13 +9,13 @@ from typing import Any
 import openai
 import pytest
 
-from cluster import courier
-from cluster.courier import TRIES, check_secret, deliver_due
-from cluster.fetching import Answer, request
+from cluster.service import webhooks as courier
+from cluster.service.fetching import Answer, request
+from cluster.service.webhooks import TRIES, check_secret, deliver_due
 from farm.errors import InputError
-from farm.journal import Journal, Owner, take_lease
-from farm.store import Store
-from farm.submission import Submission
+from farm.service.submission import Submission
+from farm.store.journal import Journal, Owner, take_lease
+from farm.store.store import Store
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 KEY = check_secret(SECRET)

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from cluster import fetching
-from cluster.fetching import check_url, fetch, is_global
+from cluster.service import fetching
+from cluster.service.fetching import check_url, fetch, is_global
 from farm.errors import InputError
 
 PRIVATE = [

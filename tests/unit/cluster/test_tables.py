@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import tiny_families as tiny
 
-from cluster.tables import model_rows, model_table
-from farm.cards import PIPELINES
+from cluster.cli.tables import model_rows, model_table
 from farm.errors import InputError
+from farm.models.cards import PIPELINES
 
 
 def test_the_table_has_every_pipeline_with_modes_contexts_and_memory() -> None:

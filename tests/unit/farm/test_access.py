@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from farm.access import FRESH_S, Caller, Keyring, add_key, list_keys, revoke_key
 from farm.errors import InputError
-from farm.store import Store
+from farm.service.access import FRESH_S, Caller, Keyring, add_key, list_keys, revoke_key
+from farm.store.store import Store
 
 
 @pytest.fixture

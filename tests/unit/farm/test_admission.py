@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm.admission import Bucket, Limits, Usage, Waiting, in_turn, load_limits, over_limits, over_quota
-from farm.checkpoint import find_checkpoint
+from farm.control.queue import Waiting, in_turn
 from farm.errors import InputError
-from farm.film import Film
-from farm.journal import Wish, drop_wish, write_wish
-from farm.resolve import resolve
-from farm.store import Store
-from farm.storyboard import parse_storyboard
+from farm.film.film import Film
+from farm.film.resolve import resolve
+from farm.film.storyboard import parse_storyboard
+from farm.models.checkpoint import find_checkpoint
+from farm.service.limits import Bucket, Limits, Usage, load_limits, over_limits, over_quota
+from farm.store.journal import Wish, drop_wish, write_wish
+from farm.store.store import Store
 
 BUILTIN = find_checkpoint("builtin", beside=Path())
 BOARD = """\

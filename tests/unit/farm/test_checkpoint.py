@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from farm.checkpoint import _Remembered
+from farm.models.checkpoint import _Remembered
 
 
 def test_threads_share_one_table_of_fingerprints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from farm.chunks import FrameRule, cut_into_chunks
+from farm.film.chunks import cut_into_chunks
+from farm.models.frame_rule import FrameRule
 
 RULES = [FrameRule(4, 1), FrameRule(8, 1), FrameRule(6, 1), FrameRule(1, 0), FrameRule(1, 1), FrameRule(4, 0)]
 rules = st.sampled_from(RULES)

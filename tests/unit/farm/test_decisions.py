@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farm.control.failure import GiveUp, Retry, after_failure, is_bad_replica, nodes_to_avoid
+from farm.control.scaling import may_leave, num_replicas_wanted, share_out
 from farm.errors import InputError, Problem
-from farm.failure import GiveUp, Retry, after_failure, is_bad_replica, nodes_to_avoid
-from farm.pools import (
+from farm.pools.pools import (
     Bounds,
     NodeFacts,
     Pool,
@@ -22,7 +23,6 @@ from farm.pools import (
     memory_of,
     stages_of,
 )
-from farm.scaling import may_leave, num_replicas_wanted, share_out
 from farm.task import Attempt, Cause, Outcome
 
 

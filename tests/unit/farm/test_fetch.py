@@ -13,10 +13,10 @@ import pytest
 from hub_server import COMMIT, hub_server
 from tiny_checkpoints import make_wan
 
-from farm.checkpoint import check_fingerprints, find_checkpoint
 from farm.errors import InputError
-from farm.fetch import local_folder
-from farm.jobs import _checkpoint
+from farm.models.checkpoint import check_fingerprints, find_checkpoint
+from farm.models.fetch import local_folder
+from farm.store.jobs import _checkpoint
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit_and_fetched_component_by_com
     code = """if True:
         import sys
         from pathlib import Path
-        from farm.checkpoint import find_checkpoint
-        from farm.fetch import local_folder
+        from farm.models.checkpoint import find_checkpoint
+        from farm.models.fetch import local_folder
         first = local_folder("org/wan@v1", ("vae",))
         print(sorted(p.name for p in first.iterdir()), flush=True)
         there = find_checkpoint("org/wan@v1", beside=Path())

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from in_process import resolve_board
 from PIL import Image
 
-from farm.checkpoint import Checkpoint, find_checkpoint
-from farm.chunks import FrameRule, cut_into_chunks, num_delivered, num_frames_of
 from farm.errors import InputError
-from farm.film import Film, container_of, job_id_of
-from farm.resolve import as_draft, only_shots
+from farm.film.chunks import cut_into_chunks, num_delivered, num_frames_of
+from farm.film.film import Film, container_of, job_id_of
+from farm.film.resolve import as_draft, only_shots
+from farm.models.checkpoint import Checkpoint, find_checkpoint
+from farm.models.frame_rule import FrameRule
 
 SHOT = {"id": "a", "prompt": "a ball", "frames": 9}
 

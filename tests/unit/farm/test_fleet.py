@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from farm.fleet import Fleet, Slot
-from farm.pools import Pool
+from farm.control.fleet import Fleet, Slot
+from farm.pools.pools import Pool
 from farm.task import EncodeText, Task
 
 

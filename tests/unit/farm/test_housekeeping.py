@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from farm.errors import StoreError
-from farm.housekeeping import collectable, delete, list_areas, set_aside, verify
-from farm.journal import Owner, take_lease
 from farm.keys import make_task
-from farm.store import Store, artifact_path
+from farm.store.housekeeping import collectable, delete, list_areas, set_aside, verify
+from farm.store.journal import Owner, take_lease
+from farm.store.store import Store, artifact_path
 from farm.task import Decode, EncodeText, Task
 
 DAY_S = 86_400.0

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from farm.admission import Waiting
-from farm.audit import faults_of_log
+from farm.control.queue import Waiting
 from farm.errors import InputError, LeaseLost
-from farm.journal import (
+from farm.store.journal import (
     LEASE_S,
     Held,
     Journal,
@@ -25,8 +24,9 @@ from farm.journal import (
     take_lease,
     write_order,
     write_wish,
-)  # fmt: skip
-from farm.store import Store
+)
+from farm.store.store import Store
+from farm.worlds.audit import faults_of_log
 
 ONE, TWO = Owner("one", "machine", 1, 1.0), Owner("two", "machine", 2, 2.0)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from farm.journal import Wish, read_attempts, write_attempt, write_wish
-from farm.ledger import compact, read_ledger, stats_of
-from farm.store import Store
+from farm.store.journal import Wish, read_attempts, write_attempt, write_wish
+from farm.store.ledger import compact, read_ledger, stats_of
+from farm.store.store import Store
 from farm.task import Attempt
 
 DAY_S = 86_400.0

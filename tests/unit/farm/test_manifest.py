@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from farm.errors import InputError
-from farm.manifest import Row, Template, read_manifest, storyboard_of
+from farm.film.manifest import Row, Template, read_manifest, storyboard_of
 
 TEMPLATE = b"""\
 title: "{name}: the {{best}}"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm.cards import stock_cards
 from farm.errors import InputError
-from farm.gangs import is_within_a_node, sharing_of
-from farm.parallel import (
+from farm.models.cards import stock_cards
+from farm.pools.gangs import is_within_a_node, sharing_of
+from farm.pools.parallel import (
     Degrees,
     Hardware,
     Sharing,
@@ -25,7 +25,7 @@ from farm.parallel import (
     fits,
     work_of,
 )
-from farm.pools import NodeFacts, Parallel, Pool, numerics_of
+from farm.pools.pools import NodeFacts, Parallel, Pool, numerics_of
 
 WAN, HUNYUAN, COG, MOCHI, SVD = (
     stock_cards()[name]

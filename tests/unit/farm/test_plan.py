@@ -9,9 +9,9 @@ import pytest
 from in_process import plan_of, resolve_board
 from tiny_checkpoints import make_wan
 
-from farm.checkpoint import find_checkpoint
-from farm.plan import Plan, make_plan, tasks_to_run
-from farm.pools import default_pools, numerics
+from farm.models.checkpoint import find_checkpoint
+from farm.plan.plan import Plan, make_plan, tasks_to_run
+from farm.pools.pools import default_pools, numerics
 
 BASE: dict[str, Any] = {
     "size": "64x48", "fps": 8, "seed": 1,

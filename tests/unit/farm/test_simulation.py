@@ -20,18 +20,20 @@ from typing import Any
 import pytest
 from bound import makespan_bound
 
-from farm import attempts, dispatch, journal
-from farm.attempts import AHEAD_S
-from farm.control import Control
+from farm.control import attempts, dispatch
+from farm.control.attempts import AHEAD_S
+from farm.control.control import Control
+from farm.control.failure import Retry
+from farm.control.fleet import Slot
 from farm.errors import ReplicaLost
-from farm.failure import Retry
-from farm.fleet import Slot
-from farm.journal import read_attempts
-from farm.plan import Plan, tasks_to_run
-from farm.pools import Bounds, Pool
-from farm.simulate import SECONDS, World, faults_of_many
-from farm.simulated import Instance, SimReplica
+from farm.plan.plan import Plan, tasks_to_run
+from farm.pools.pools import Bounds, Pool
+from farm.store import journal
+from farm.store.journal import read_attempts
 from farm.task import Task
+from farm.worlds.replica import SECONDS, SimReplica, end_replica
+from farm.worlds.run import faults_of_many, run
+from farm.worlds.world import World
 
 ROOT = Path(__file__).parents[3]
 SLOW_S = 25 * 60.0
@@ -74,15 +76,15 @@ def test_ten_thousand_worlds_end_well() -> None:
 def test_worlds_are_large_and_break_often_enough() -> None:
     for seed in range(20):
         world = World(seed)
-        world.run()
+        run(world)
         assert sum(len(plan.tasks) for plan in world.plans.values()) >= 100
         assert world.story.total() >= 10
 
 
 def test_seeds_replay_exactly_in_another_process() -> None:
     code = (
-        "from farm.simulate import World\n"
-        "for seed in range(110, 120): w = World(seed); w.run(); print(w.trace.hexdigest(), w.loop.time())"
+        "from farm.worlds.run import run\nfrom farm.worlds.world import World\n"
+        "for seed in range(110, 120): w = World(seed); run(w); print(w.trace.hexdigest(), w.loop.time())"
     )
     told = {
         subprocess.run(
@@ -102,7 +104,7 @@ def first_faults(patch: Callable[[pytest.MonkeyPatch], None], *, worlds: int = 6
     with pytest.MonkeyPatch.context() as monkeypatch:
         patch(monkeypatch)
         for seed in range(worlds):
-            if faults := World(seed).run():
+            if faults := run(World(seed)):
                 return faults
     return []
 
@@ -182,7 +184,7 @@ def test_without_faults_work_is_done_once_and_about_as_fast_as_it_can_be() -> No
     ratios = []
     for seed in range(40):
         world = World(seed, num_faults=0)
-        assert world.run() == []
+        assert run(world) == []
         makespan_s, least, most = bounds_of(world)
         assert makespan_s <= most + 10.0  # replicas start, and doors knock, within some seconds
         ratios.append(makespan_s / least)
@@ -212,14 +214,14 @@ def test_a_job_of_higher_priority_is_never_behind_one_that_waits_for_the_same_re
 
     monkeypatch.setattr(dispatch.Dispatcher, "take", watched)
     for seed in range(10):
-        assert World(seed, num_faults=0).run() == []
+        assert run(World(seed, num_faults=0)) == []
     assert len(handed) > 1000
 
 
 def test_a_control_can_be_changed_for_a_world() -> None:
     """The hook that mistakes of single controllers go through."""
     seen: list[Control] = []
-    World(3, control=seen.append).run()
+    run(World(3, control=seen.append))
     assert seen
 
 
@@ -240,7 +242,7 @@ def test_replicas_that_are_lost_together_while_they_start_count_as_one_failure()
 
     world = World(3, num_faults=0, min_tasks=1, control=unlucky)
     world.pools["denoise"] = Pool(stages=["denoise"], replicas=Bounds(min=4, max=4))
-    assert not world.run()
+    assert not run(world)
     assert len(lost) == 8 and set(world.ended_as) == {"completed"}
 
 
@@ -252,20 +254,20 @@ def test_a_pool_whose_replicas_never_start_fails_its_films() -> None:
         control.hands.place = place
 
     world = World(3, num_faults=0, min_tasks=1, control=hopeless)
-    world.run()
+    run(world)
     assert set(world.ended_as) == {"failed"}
 
 
 def test_a_gang_halts_when_the_node_of_any_of_its_ranks_is_to_go() -> None:
     world = World(3, num_faults=0, min_tasks=1)
-    work = Instance(world, 0).control.work
+    work = world.make_instance().control.work
     world.loop.close()
     halted: list[str] = []
     work.hands.draining = lambda: ["b"]
     work.hands.halt = lambda handle, key: halted.append(key)
     for name, nodes in (("one", ("a", "b")), ("two", ("a", "c"))):
         work.fleet.slots[name] = Slot(name, "denoise", None, node="a", other_nodes=nodes, busy=name)
-    work.leave_draining_nodes()
+    work.crew.leave_draining_nodes()
     assert halted == ["one"]
     assert [s.is_leaving for s in work.fleet.slots.values()] == [True, False]
 
@@ -298,13 +300,13 @@ def test_only_a_short_task_waits_and_only_behind_a_short_one(ahead_s: float, sho
     seen = set[tuple[str, str]]()
     world = world_of({"model": ["encode", "denoise"], "media": MEDIA}, lambda _, *stages: seen.add(stages))
     world.ahead_s = ahead_s
-    assert not world.run()
+    assert not run(world)
     assert {stage for pair in seen for stage in pair} - {"encode"} == short  # which is short, too, and seldom queued
 
 
 def test_nothing_waits_behind_a_task_that_takes_longer_than_it_should() -> None:
     world = World(11, num_faults=0, min_tasks=1)
-    work, plan, now = Instance(world, 0).control.work, next(iter(world.plans.values())), [0.0]
+    work, plan, now = world.make_instance().control.work, next(iter(world.plans.values())), [0.0]
     world.loop.close()
     work.now = lambda: now[0]
     slot = work.fleet.slots["one"] = Slot("one", "encode", None, node="a")
@@ -325,10 +327,10 @@ def test_a_task_that_waited_behind_another_in_a_replica_that_ends_has_not_failed
     def end_once(replica: SimReplica, *stages: str) -> None:
         if not ended:
             ended.append(replica)
-            world.loop.call_later(0.1, world.end_replica, replica)
+            world.loop.call_later(0.1, end_replica, replica)
 
     world = world_of({"encode": ["encode"], "denoise": ["denoise"], "media": MEDIA}, end_once)
-    assert not world.run()
+    assert not run(world)
     tries = {a.attempt_id: a for wish in world.wishes for a in read_attempts(world.store, wish.job)}
     told = sorted((a.outcome, a.cause, a.reason) for a in tries.values() if a.outcome != "succeeded")
     assert told == [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from farm.step_checkpoints import forget_steps, keep_step, read_step
-from farm.store import Store
+from farm.store.step_checkpoints import forget_steps, keep_step, read_step
+from farm.store.store import Store
 
 KEY = "ab" + 62 * "0"
 OURS, OTHERS = {"torch": "2"}, {"torch": "3"}

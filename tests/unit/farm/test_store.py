@@ -12,7 +12,7 @@ import pytest
 
 from farm.errors import InputError, StoreError
 from farm.keys import make_task
-from farm.store import Store, artifact_path, sidecar_path
+from farm.store.store import Store, artifact_path, sidecar_path
 from farm.task import Decode, EncodeText
 
 TASK = make_task("encode", EncodeText("wan", "a ball", 8), extension="safetensors", label="a ball")

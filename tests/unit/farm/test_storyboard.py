@@ -11,8 +11,8 @@ import yaml
 from in_process import resolve_board
 from PIL import Image
 
-from farm.checkpoint import find_checkpoint
-from farm.storyboard import json_schema, parse_storyboard
+from farm.film.storyboard import json_schema, parse_storyboard
+from farm.models.checkpoint import find_checkpoint
 
 EXAMPLE = """\
 title: The long afternoon

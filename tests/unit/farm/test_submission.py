@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from in_process import resolve_board
 
-from farm.checkpoint import find_checkpoint
-from farm.jobs import Job
-from farm.journal import Journal, Owner, drop_wish, read_standing, take_lease
-from farm.store import Store
-from farm.submission import Memory, Submission, delete, keep, read_submission, take_room, where
+from farm.models.checkpoint import find_checkpoint
+from farm.service.submission import Memory, Submission, delete, keep, read_submission, take_room, where
+from farm.store.jobs import Job
+from farm.store.journal import Journal, Owner, drop_wish, read_standing, take_lease
+from farm.store.store import Store
 
 
 class Counting(Store):

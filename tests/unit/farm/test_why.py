@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from in_process import resolve_board
 
-from farm.checkpoint import Checkpoint, find_checkpoint
-from farm.film import job_id_of
-from farm.jobs import Job, write_job
-from farm.plan import Plan, make_plan, tasks_to_run
-from farm.pools import Pool, default_pools, numerics
-from farm.store import Store
-from farm.why import reasons, summary, write_plan
+from farm.film.film import job_id_of
+from farm.models.checkpoint import Checkpoint, find_checkpoint
+from farm.plan.plan import Plan, make_plan, tasks_to_run
+from farm.pools.pools import Pool, default_pools, numerics
+from farm.store.history import reasons, summary, write_plan
+from farm.store.jobs import Job, write_job
+from farm.store.store import Store
 
 SHOTS = [
     {"id": f"s{i:02}", "prompt": f"a red ball rolls over grass {i}", "frames": 40, "seed": i} for i in range(20)

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm.chunks import num_delivered
 from farm.errors import TaskCanceled
+from farm.film.chunks import num_delivered
 from farm.task import JoinClips, Strip, WriteClip
 from pipelines.assemble import Stage, run_ffmpeg
 from pipelines.ffmpeg_commands import join_clips_command, metadata_text, write_clip_command

@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from farm.cards import BUILTIN
-from pipelines.builtin import architecture, evaluate, examiner, train, world
+from farm.models.cards.builtin import BUILTIN
+from pipelines.builtin import architecture, clips, evaluate, examiner, optimizer, world
 from pipelines.frames import write_lossless
 
 PARTS = ("colour", "shape", "motion", "ground", "sky", "camera")
@@ -93,7 +93,7 @@ def test_the_card_knows_the_worlds_words() -> None:
 def test_whole_clips_are_what_the_autoencoder_makes_with_its_caches() -> None:
     torch.manual_seed(0)
     stock = architecture.autoencoder().eval()
-    whole = train.WholeClips(AutoencoderKLWan.from_config(stock.config))
+    whole = clips.WholeClips(AutoencoderKLWan.from_config(stock.config))
     whole.vae.load_state_dict(stock.state_dict())
     with torch.no_grad():
         for num_frames in (1, 5, 21):
@@ -110,7 +110,7 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path)
         for until in slices:
             torch.manual_seed(0)
             model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 4))
-            run = train.Run(model, folder / "state.safetensors", steps=30, muon=1e-2, adamw=1e-2, ema=0.9)
+            run = optimizer.Run(model, folder / "state.safetensors", steps=30, muon=1e-2, adamw=1e-2, ema=0.9)
 
             def loss_at(step: int, half: int, model: torch.nn.Module = model) -> torch.Tensor:
                 x = torch.randn(16, 4, generator=torch.Generator().manual_seed(10 * step + half))
@@ -121,7 +121,7 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path)
                     raise KeyboardInterrupt
 
             try:
-                train.drive(run, train.Workers(model, 2), loss_at, until=float("inf"), before=stop)
+                optimizer.drive(run, optimizer.Workers(model, 2), loss_at, until=float("inf"), before=stop)
             except KeyboardInterrupt:
                 run.save()
         run.use_average()
@@ -133,11 +133,11 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path)
 
 
 def test_the_pool_of_clips_is_the_same_when_training_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.ClipPool, "SIZE", 3)
-    monkeypatch.setattr(train.ClipPool, "NUM_FRAMES", 2)
-    monkeypatch.setattr(train.ClipPool, "STEPS_A_CLIP", 2)
-    pool = train.ClipPool(seed=1, step=0)
+    monkeypatch.setattr(clips.ClipPool, "SIZE", 3)
+    monkeypatch.setattr(clips.ClipPool, "NUM_FRAMES", 2)
+    monkeypatch.setattr(clips.ClipPool, "STEPS_A_CLIP", 2)
+    pool = clips.ClipPool(seed=1, step=0)
     for step in range(9):
         pool.renew(step)
-    resumed = train.ClipPool(seed=1, step=9)
+    resumed = clips.ClipPool(seed=1, step=9)
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(pool.clips, resumed.clips, strict=True))

@@ -31,12 +31,12 @@ from in_process import plan_of, resolve_board, run_plan
 from PIL import Image
 from safetensors.torch import load, save
 
-from farm.checkpoint import find_checkpoint
 from farm.errors import InputError
-from farm.plan import make_plan
-from farm.pools import default_pools, numerics
-from farm.resolve import resolve
-from farm.storyboard import parse_storyboard
+from farm.film.resolve import resolve
+from farm.film.storyboard import parse_storyboard
+from farm.models.checkpoint import find_checkpoint
+from farm.plan.plan import make_plan
+from farm.pools.pools import default_pools, numerics
 from farm.task import Denoise
 from pipelines import denoise
 from pipelines.frames import read_lossless

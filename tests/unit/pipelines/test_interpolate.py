@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from in_process import plan_of, run_plan
 
 from farm.errors import InputError
-from farm.interpolation import rife_weights
-from farm.plan import Plan
+from farm.film.interpolation import rife_weights
+from farm.plan.plan import Plan
 from farm.task import Interpolate, Strip, WriteClip
 from pipelines import rife_setup
 from pipelines.builtin import world

@@ -15,11 +15,11 @@ from in_process import resolve_board, run_plan
 from safetensors.torch import load
 from tiny_families import save as save_model
 
-from farm.checkpoint import find_checkpoint
 from farm.errors import InputError
-from farm.options import Options
-from farm.plan import Plan, make_plan
-from farm.pools import Pool, default_pools, load_pools, numerics
+from farm.models.checkpoint import find_checkpoint
+from farm.plan.plan import Plan, make_plan
+from farm.pools.options import Options
+from farm.pools.pools import Pool, default_pools, load_pools, numerics
 from farm.task import Decode, Denoise, EmbedFrames, EncodeFrames, EncodeText
 from pipelines.frames import read_lossless
 

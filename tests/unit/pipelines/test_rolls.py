@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from in_process import plan_of, run_plan
 
-from farm.plan import Plan
+from farm.plan.plan import Plan
 from farm.task import ChooseRoll, Denoise, MeasureSeams, Roll, TakeRoll
 from pipelines.rolls import choose
 from pipelines.stage import as_bytes

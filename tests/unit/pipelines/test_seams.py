@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from in_process import run_plan
 
-from farm.chunks import FrameRule, cut_into_chunks
-from farm.film import FilmShot, latent_starts
+from farm.film.chunks import cut_into_chunks
+from farm.film.film import FilmShot, latent_starts
+from farm.models.frame_rule import FrameRule
 from farm.task import MeasureSeams, Strip
 from pipelines.builtin import world
 from pipelines.seams import measure_seams
@@ -84,9 +85,9 @@ def test_latent_frames_begin_where_the_decoder_begins_them(context: str, overlap
 def test_a_plan_measures_joins_and_cuts_and_not_transitions(tmp_path: Path) -> None:
     from in_process import resolve_board
 
-    from farm.checkpoint import find_checkpoint
-    from farm.plan import make_plan
-    from farm.pools import default_pools, numerics
+    from farm.models.checkpoint import find_checkpoint
+    from farm.plan.plan import make_plan
+    from farm.pools.pools import default_pools, numerics
 
     shots = [
         {"id": "a", "prompt": "a red ball", "frames": 30},

@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors.torch import load, save
 from tiny_checkpoints import make_wan
 
-from farm.cards import WAN21_RGB
 from farm.errors import InputError, TaskCanceled
+from farm.models.cards.wan import WAN21_RGB
 from farm.task import Decode, Denoise, EncodeText, Slice
 from pipelines import decode, denoise, encode
 from pipelines.frames import read_lossless, write_lossless

@@ -1,0 +1,36 @@
+"""`farm plan`: what would run and what exists already; needs neither torch nor Ray."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from cluster.cli.answer import Answer
+from cluster.cli.deliver import Target
+from cluster.cli.options import add_storyboard
+from cluster.cli.order import read_order
+from cluster.cli.tables import plan_table
+from farm.store.history import reasons, summary
+
+add = add_storyboard
+
+
+def run(args: argparse.Namespace, answer: Answer) -> int:
+    order = read_order(args, answer, target=Target())
+    answer.data["status"] = "planned"
+    for warning in order.warnings:
+        print(f"farm: warning: {warning}", file=sys.stderr)
+    why = summary(order.plan, reasons(order.store, order.job, order.plan, order.missing))
+    if args.json:
+        answer.data["why"] = why
+        answer.data["gangs"] = {
+            name: {**asdict(g.degrees), "step_s": g.step_s, "compute_s": g.compute_s, "exchange_s": g.exchange_s}
+            for name, g in order.gangs.items()
+        }
+        return answer.finish(0)
+    for line in plan_table(order.job, order.plan, order.missing, why):
+        print(line)
+    for name, gang in order.gangs.items():
+        print(f"\npool {name}: {order.pools[name].ranks} ranks as {gang} (an estimate; farm/pools/parallel.py says by what)")
+    return 0

@@ -1,0 +1,1 @@
+"""HTTP: films, videos in the shape of OpenAI's API, keys and limits before them."""

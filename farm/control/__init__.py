@@ -1,0 +1,1 @@
+"""The farm's control loop: which task next, on which replica, and what to do when it fails."""

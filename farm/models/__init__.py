@@ -1,0 +1,1 @@
+"""Models: their cards, their checkpoints, and where these are fetched from."""

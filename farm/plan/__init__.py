@@ -1,0 +1,1 @@
+"""From a film to the graph of its tasks. Pure functions."""

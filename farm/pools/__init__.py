@@ -1,0 +1,1 @@
+"""Pools: which stages run on which hardware, with which options, split over how many ranks."""

@@ -1,0 +1,1 @@
+"""Simulated worlds: the farm's own code in virtual time, and what must hold in the end."""
