@@ -1,4 +1,4 @@
-"""The controller: one Ray actor that gives farm/control/control.py its hands and its clock. It never touches a tensor."""
+"""The controller: one Ray actor that gives farm/control/ its hands and its clock. It never touches a tensor."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class Client:
         except OSError as e:
             raise InputError(Problem(f"the storyboard cannot be read: {e.strerror}", file=str(storyboard))) from None
         document = read_document(raw, file=str(storyboard))
-        names = dict.fromkeys(name for at, name in names_in(document.data) if at[-1] != "model")
+        names = dict.fromkeys(n.value for n in names_in(document.data) if n.what != "model")
         with ExitStack() as stack:
             files = [("storyboard", ("storyboard", stack.enter_context(storyboard.open("rb"))))]
             for name in names:

@@ -32,5 +32,6 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
     for line in plan_table(order.job, order.plan, order.missing, why):
         print(line)
     for name, gang in order.gangs.items():
-        print(f"\npool {name}: {order.pools[name].ranks} ranks as {gang} (an estimate; farm/pools/parallel.py says by what)")
+        ranks = order.pools[name].ranks
+        print(f"\npool {name}: {ranks} ranks as {gang} (an estimate; farm/pools/parallel.py says by what)")
     return 0

@@ -52,7 +52,7 @@ def prepare(
     name = draft.top.model if draft.top else "builtin"
     if name not in models:
         raise InputError(Problem(f"model must be one of {', '.join(models)}, got {name!r}", "model"))
-    others = {n: models[n] for place, n in names_in(document.data) if place[-1] == "model"}
+    others = {n.value: models[n.value] for n in names_in(document.data) if n.what == "model"}
     fps = (draft.top.fps if draft.top else None) or models[name].card.fps
     if told := too_large(draft.shots, fps, limits):  # before anything is cut into chunks
         raise InputError(*told)
@@ -74,12 +74,12 @@ def _unknown_names(
     """Models that this server does not offer, and files that did not come with the request."""
     found: list[Problem] = []
     used = list(names_in(document.data))
-    num_files = sum(place[-1] != "model" for place, _ in used)
+    num_files = sum(name.what != "model" for name in used)
     if num_files > limits.max_images:
         most = f"must be at most {limits.max_images} on this server, got {num_files}"
         return [Problem(f"the number of times that pictures are used {most}", "shots")]
-    for place, name in used:
-        is_model = place[-1] == "model"
+    for place, name, what in used:
+        is_model = what == "model"
         if name in (models if is_model else uploads):
             continue
         if is_model:

@@ -5,8 +5,8 @@ The film decides the job id, so it holds everything that a viewer could notice a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from farm.errors import InputError, Problem
@@ -94,9 +94,7 @@ class FilmShot:
     @property
     def files(self) -> tuple[FilmImage | FilmLora, ...]:
         """All files of the author's that it is made from."""
-        keys = [image for _, image in self.keyframes]
-        images = [i for i in (self.image, self.last_image, *keys, *self.references) if i is not None]
-        return (*images, *self.loras)
+        return tuple(_files_in(tuple(getattr(self, f.name) for f in fields(self))))
 
     @property
     def is_one_stream(self) -> bool:
@@ -156,6 +154,14 @@ class Film:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _files_in(value: Any) -> Iterator[FilmImage | FilmLora]:
+    if isinstance(value, FilmImage | FilmLora):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _files_in(item)
 
 
 def latent_starts(shot: FilmShot, rule: FrameRule) -> tuple[tuple[int, ...], tuple[int, ...]]:

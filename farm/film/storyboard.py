@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from pydantic import Field, StringConstraints
 
-from farm.document import Document, Place, Strict, check, read_document, suggest
+from farm.document import Document, Place, Strict, check, dotted, read_document, suggest
 from farm.errors import InputError, Problem
 
 MAX_IMAGE_PX = 64_000_000
@@ -28,6 +29,19 @@ Steps = Annotated[int, Field(ge=1, le=1000)]
 Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Fps = Annotated[float, Field(ge=0.1, le=240, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Marks keys whose value names a file or a model, which is not part of the storyboard. Everything that must know
+    of such keys (uploads, the files that a client sends, what a server allows) asks `names_in`."""
+
+    what: Literal["model", "picture", "lora"]
+
+
+ModelName = Annotated[str, StringConstraints(min_length=1), Names("model")]
+PictureName = Annotated[str, StringConstraints(min_length=1), Names("picture")]
+LoraName = Annotated[str, StringConstraints(min_length=1), Names("lora")]
 
 
 class GuidancePair(Strict):
@@ -44,7 +58,7 @@ class Continuity(Strict):
     chunk_frames: Annotated[int, Field(ge=1, le=10_000)] | None = None
     overlap_frames: Annotated[int, Field(ge=0, le=10_000)] | None = None
     context: Literal["latents", "frames", "last_frame", "none"] | None = None
-    model: Annotated[str, StringConstraints(min_length=1)] | None = None
+    model: ModelName | None = None
     """The model of all chunks but the first, where it is another one: a folder or org/name[@revision]."""
     color_match: bool | None = None
     """Take out steps of colour where chunks join (extend); true if not given."""
@@ -88,7 +102,7 @@ class Transition(Strict):
 class LoraFile(Strict):
     """Low-rank changes to a model's weights."""
 
-    path: Annotated[str, StringConstraints(min_length=1)]
+    path: LoraName
     """A safetensors file, relative to the storyboard."""
     weight: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
     targets: list[Literal["transformer", "transformer_2"]] | None = Field(default=None, alias="for", min_length=1)
@@ -100,7 +114,7 @@ class Keyframe(Strict):
 
     at: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
     """Seconds from the shot's beginning, to the nearest frame."""
-    image: Annotated[str, StringConstraints(min_length=1)]
+    image: PictureName
 
 
 Loras = Annotated[list[LoraFile], Field(max_length=16)]
@@ -119,13 +133,13 @@ class Shot(Strict):
     """Length, to the nearest frame."""
     frames: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Length in frames of the model, instead of seconds."""
-    image: Annotated[str, StringConstraints(min_length=1)] | None = None
+    image: PictureName | None = None
     """The picture that the shot begins with (PNG, JPEG or WebP), relative to the storyboard."""
-    last_image: Annotated[str, StringConstraints(min_length=1)] | None = None
+    last_image: PictureName | None = None
     """The picture that the shot ends on."""
     keyframes: Annotated[list[Keyframe], Field(min_length=1, max_length=64)] | None = None
     """Pictures that are seen in between, for models that take some."""
-    references: Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(max_length=8)] | None = None
+    references: Annotated[list[PictureName], Field(max_length=8)] | None = None
     """Pictures of what shall be seen in the shot, for models that take some."""
     image_fit: Literal["cover", "contain", "stretch", "refuse"] = "refuse"
     """What to do with a picture of another shape."""
@@ -133,7 +147,7 @@ class Shot(Strict):
     """The id of the shot whose end this one goes on from."""
     transition: Transition | None = None
     """How the shot begins; not on the first one."""
-    model: Annotated[str, StringConstraints(min_length=1)] | None = None
+    model: ModelName | None = None
     """A model of its own: builtin, a folder, or org/name[@revision]."""
     seed: Seed | None = None
     """Of the noise; the film's if not given."""
@@ -154,7 +168,7 @@ class Storyboard(Strict):
 
     title: Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f]*$")] = "untitled"
     """Shown in the film's metadata and reports."""
-    model: Annotated[str, StringConstraints(min_length=1)] = "builtin"
+    model: ModelName = "builtin"
     """builtin, a folder in diffusers format, or org/name[@revision] of the hub."""
     size: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")] | None = None
     """WIDTHxHEIGHT of what the model generates; the card's if not given."""
@@ -267,13 +281,10 @@ def _check_together(raw_shots: list[Any], document: Document) -> list[Problem]:
         is_plain = all(isinstance(t, int | float) for t in times)
         if times and is_plain and (times[0] != 0 or any(b <= a for a, b in pairwise(times))):
             fault(i, "prompts", f"{name}.prompts must begin at 0 and go up, got {', '.join(f'{t:g}' for t in times)}")
-        references = shot["references"] if isinstance(shot.get("references"), list) else []
-        keyframes = shot["keyframes"] if isinstance(shot.get("keyframes"), list) else []
-        pictures = [(k, shot.get(k)) for k in ("image", "last_image")] + [("references", r) for r in references]
-        pictures += [("keyframes", k.get("image")) for k in keyframes if isinstance(k, dict)]
-        for key, picture in pictures:
-            if isinstance(picture, str) and (reason := _unreadable(Path(document.file).parent / picture)):
-                fault(i, key, f"{name}.{key} must be a picture that can be read, got {picture!r}: {reason}")
+        for place, value, what in _named(Shot, shot, ("shots", i)):
+            if what == "picture" and (reason := _unreadable(Path(document.file).parent / value)):
+                must = f"{dotted(place)} must be a picture that can be read"
+                problems.append(document.problem(place, f"{must}, got {value!r}: {reason}"))
         if i == 0 and "transition" in shot:
             fault(i, "transition", f"{name}.transition must not be there: the first shot has nothing to come from")
     return problems
@@ -291,25 +302,50 @@ def _unreadable(path: Path) -> str:
     return "" if width * height <= MAX_IMAGE_PX else f"{width}x{height} are more than {MAX_IMAGE_PX} pixels"
 
 
-def names_in(data: Any) -> Iterator[tuple[Place, str]]:
-    """Everything in a storyboard that names a model or a file, with its place; faults of the schema are passed over."""
-    top = data if isinstance(data, dict) else {}
-    raw = top.get("shots")
-    shots = [(("shots", i), s) for i, s in enumerate(raw if isinstance(raw, list) else []) if isinstance(s, dict)]
-    for at, one in [((), top), *shots]:
-        place: Place = at
-        continuity = one.get("continuity")
-        found: list[tuple[Place, Any]] = [((*place, key), one.get(key)) for key in ("model", "image", "last_image")]
-        if isinstance(continuity, dict):
-            found.append(((*place, "continuity", "model"), continuity.get("model")))
-        for key, inner in (("references", None), ("keyframes", "image"), ("loras", "path")):
-            items = one.get(key)
-            for i, item in enumerate(items if isinstance(items, list) else []):
-                if inner is None:
-                    found.append(((*place, key, i), item))
-                elif isinstance(item, dict):
-                    found.append(((*place, key, i, inner), item.get(inner)))
-        yield from ((where, value) for where, value in found if isinstance(value, str))
+class Named(NamedTuple):
+    """A place of a storyboard that names a file or a model."""
+
+    place: Place
+    value: str
+    what: str  # model | picture | lora
+
+
+def names_in(data: Any) -> Iterator[Named]:
+    """Everything in a storyboard that names a model or a file; faults of the schema are passed over."""
+    return _named(Storyboard, data, ())
+
+
+def _named(hint: Any, data: Any, place: Place) -> Iterator[Named]:
+    """The names in `data`, which stands at `place` and should be of the type `hint`."""
+    if isinstance(hint, type) and issubclass(hint, Strict):
+        for key, inner in _keys_with_names(hint) if isinstance(data, dict) else ():
+            if key in data:
+                yield from _named(inner, data[key], (*place, key))
+        return
+    marks = [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Names)]
+    if marks and isinstance(data, str):
+        yield Named(place, data, marks[0].what)
+        return
+    for inner in get_args(hint):
+        if get_origin(hint) is not list:
+            yield from _named(inner, data, place)
+        elif isinstance(data, list):
+            for i, item in enumerate(data):
+                yield from _named(inner, item, (*place, i))
+
+
+@cache
+def _keys_with_names(model: type[Strict]) -> tuple[tuple[str, Any], ...]:
+    """The keys of a part of the schema inside which something is named, with their types."""
+    hints = get_type_hints(model, include_extras=True)
+    keys = [(info.alias or name, hints[name]) for name, info in model.model_fields.items()]
+    return tuple((key, hint) for key, hint in keys if _has_names(hint))
+
+
+def _has_names(hint: Any) -> bool:
+    if isinstance(hint, type) and issubclass(hint, Strict):
+        return bool(_keys_with_names(hint))
+    return any(isinstance(m, Names) for m in getattr(hint, "__metadata__", ())) or any(map(_has_names, get_args(hint)))
 
 
 def json_schema() -> str:

@@ -61,7 +61,11 @@ class Options(Strict):
 
     def numerics_of(self, stage: str) -> tuple[tuple[str, Any], ...]:
         """What of it may change what a stage makes; nothing where nothing was asked for."""
-        cache = tuple(self.cache.model_dump().items()) if self.cache else ()
+        cache: tuple[tuple[str, Any], ...] = ()
+        if self.cache:  # frozen strings, as all that enters keys (farm/keys.py)
+            cache = (
+                ("kind", self.cache.kind), ("threshold", self.cache.threshold), ("interval", self.cache.interval),
+            )  # fmt: skip
         by_stage: dict[str, dict[str, Any]] = {
             "encode": {"quantize": self.quantize.text_encoder},
             "denoise": {
