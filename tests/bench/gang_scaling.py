@@ -1,10 +1,10 @@
 """How a gang scales: seconds a step on several ranks against one, in the same run: `make bench NAME=gang_scaling`.
 
 With GPUs: transformers of published sizes with random weights at 480p and 720p over NCCL, all degrees that the model
-allows on 1, 2, 4 and 8 ranks, and at one rank ZeRO-3 and compile beside the plain model. Beside each figure stands what
-farm/pools/parallel.py estimates. Goals, from public figures: efficiency of at least 0.95 with guidance on 2 GPUs, 0.90
-on 4 and 0.85 on 8 at 720p over NVLink. Without GPUs a tiny model on gloo only shows that the script works: 2 cores cannot
-be faster than one process by splitting what they share.
+allows on 1, 2, 4 and 8 ranks, and at one rank ZeRO-3 and compile beside the plain model. Beside each figure stands
+what farm/pools/parallel.py estimates. Goals, from public figures: efficiency of at least 0.95 with guidance on 2
+GPUs, 0.90 on 4 and 0.85 on 8 at 720p over NVLink. Without GPUs a tiny model on gloo only shows that the script works:
+2 cores cannot be faster than one process by splitting what they share.
 """
 
 from __future__ import annotations
