@@ -24,7 +24,7 @@ import httpx2
 from cluster.shapes import EstimateAnswer, FilmAnswer, FilmList, TaskList
 from farm.document import read_document
 from farm.errors import InputError, Problem, RenderError
-from farm.film.storyboard import names_in
+from farm.film.storyboard import names_in, read_storyboard
 from farm.states import ENDED
 
 TRIES, WAIT_S = 6, 1.0
@@ -56,7 +56,7 @@ class Client:
 
     # -- films
 
-    def submit(self, storyboard: Path, *, priority: int = 50, key: str = "", webhook: str = "") -> FilmAnswer:
+    def submit(self, storyboard: str | Path, *, priority: int = 50, key: str = "", webhook: str = "") -> FilmAnswer:
         """Send a storyboard with the files that it names.
 
         Args:
@@ -64,11 +64,11 @@ class Client:
         """
         headers = {"idempotency-key": key or secrets.token_hex(16)}
         params = {"priority": str(priority)} | ({"webhook": webhook} if webhook else {})
-        answer = self._send_board(storyboard, "/v1/films", params=params, headers=headers)
+        answer = self._send_board(Path(storyboard), "/v1/films", params=params, headers=headers)
         return FilmAnswer.model_validate(answer.json())
 
-    def estimate(self, storyboard: Path) -> EstimateAnswer:
-        return EstimateAnswer.model_validate(self._send_board(storyboard, "/v1/estimates").json())
+    def estimate(self, storyboard: str | Path) -> EstimateAnswer:
+        return EstimateAnswer.model_validate(self._send_board(Path(storyboard), "/v1/estimates").json())
 
     def show(self, job: str) -> FilmAnswer:
         return FilmAnswer.model_validate(self._ask("GET", f"/v1/films/{job}").json())
@@ -107,8 +107,9 @@ class Client:
             time.sleep(LOOK_S)
         return film
 
-    def download(self, job: str, path: Path, *, shot: str = "") -> None:
+    def download(self, job: str, path: str | Path, *, shot: str = "") -> None:
         """Write the film, or the clip of a finished shot, to a file: whole or not at all."""
+        path = Path(path)
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         place = f"/v1/films/{job}/shots/{shot}/content" if shot else f"/v1/films/{job}/content"
         try:
@@ -127,10 +128,7 @@ class Client:
     # -- requests
 
     def _send_board(self, storyboard: Path, place: str, **more: Any) -> httpx2.Response:
-        try:
-            raw = storyboard.read_bytes()
-        except OSError as e:
-            raise InputError(Problem(f"the storyboard cannot be read: {e.strerror}", file=str(storyboard))) from None
+        raw = read_storyboard(storyboard)
         document = read_document(raw, file=str(storyboard))
         names = dict.fromkeys(n.value for n in names_in(document.data) if n.what != "model")
         with ExitStack() as stack:

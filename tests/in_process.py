@@ -1,8 +1,7 @@
-"""Render a storyboard with the stages as plain objects, in this process: the farm without Ray."""
+"""A storyboard resolved and planned for one checkpoint, and run by the stages in this process."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from farm.film.storyboard import parse_storyboard
 from farm.models.checkpoint import Checkpoint, find_checkpoint
 from farm.plan.plan import Plan, make_plan
 from farm.pools.pools import default_pools, numerics
-from pipelines import rolls
-from pipelines.stage import Progress
+from pipelines.in_process import run_plan
+
+__all__ = ["plan_of", "resolve_board", "run_plan"]
 
 Board = dict[str, Any] | str
 
@@ -30,17 +30,3 @@ def plan_of(board: Board, model: Path, *, stills: bool = False, container: str =
     return make_plan(
         resolve_board(board, checkpoint).film, (checkpoint,), numerics(pools), container=container, stills=stills
     )
-
-
-def run_plan(plan: Plan, images: dict[str, Path] | None = None) -> dict[str, bytes | Path]:
-    """Every task's artifact by key; `images` are the author's, by the keys of `plan.sources`."""
-    stages: dict[Any, Any] = {}
-    made: dict[str, bytes | Path] = dict(images or {})
-    for key, task in plan.tasks.items():
-        loaded = (task.stage, task.components)
-        if loaded not in stages:
-            module = importlib.import_module(f"pipelines.{task.stage}")
-            names = tuple(name for name, _ in task.components)
-            stages[loaded] = module.Stage(task.model, names, **dict(task.numerics))
-        made[key] = rolls.run(stages[loaded], task.request, [made[k] for k in task.inputs], Progress()).artifact
-    return made

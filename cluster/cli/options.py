@@ -48,6 +48,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 def add_storyboard(parser: argparse.ArgumentParser) -> None:
     """Of commands that plan a storyboard for this machine or a cluster."""
     parser.add_argument("storyboard", type=given_path, metavar="STORYBOARD")
+    parser.set_defaults(raw=None)  # its bytes, where they do not come from that file
     parser.add_argument("--model", help="render with this model instead: builtin, a folder, or org/name[@revision]")
     add_pools(parser)
     add_store(parser)

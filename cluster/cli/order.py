@@ -13,7 +13,7 @@ from cluster.ray import made_pools
 from farm.errors import InputError, Problem
 from farm.film.film import container_of
 from farm.film.resolve import as_draft, only_shots, resolve
-from farm.film.storyboard import load_storyboard
+from farm.film.storyboard import parse_storyboard, read_storyboard
 from farm.models.checkpoint import Checkpoint, find_checkpoint
 from farm.plan.plan import Plan, tasks_to_run
 from farm.pools.parallel import Estimate
@@ -46,7 +46,8 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
     Raises:
         InputError: with all faults of the storyboard.
     """
-    draft = load_storyboard(args.storyboard)
+    raw = read_storyboard(args.storyboard) if args.raw is None else args.raw
+    draft = parse_storyboard(raw, file=str(args.storyboard))
     pools = load_pools(args.pools) if args.pools else made_pools(on_cluster=on_cluster)
     model = args.model or (draft.top.model if draft.top else None)
     checkpoint: Checkpoint | None = None
@@ -68,7 +69,7 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
     container = container_of(target.suffix, film.codec)
     store = open_store(args.store)
     store.check()
-    text = args.storyboard.read_text("utf-8-sig")
+    text = raw.decode("utf-8-sig")
     try:
         job, plan, gangs = plan_job(film, models, text, pools, container=container, stills=target.folder is not None)
     except InputError as e:

@@ -44,7 +44,7 @@ def submit_to_store(args: argparse.Namespace) -> str:
     Raises:
         InputError: as `farm plan`.
     """
-    args.only, args.draft = None, False
+    args.only, args.draft, args.raw = None, False, None
     order = read_order(args, Answer(as_json=False), target=Target())
     for warning in order.warnings:
         print(f"farm: warning: {warning}", file=sys.stderr)

@@ -210,17 +210,23 @@ class Draft:
     problems: list[Problem] = field(default_factory=list)
 
 
+def read_storyboard(path: Path) -> bytes:
+    """Raises:
+    InputError: the file cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise InputError(Problem(f"the storyboard cannot be read: {e.strerror}", file=str(path))) from None
+
+
 def load_storyboard(path: Path) -> Draft:
     """Read a storyboard file.
 
     Raises:
         InputError: the file cannot be read, or is not YAML at all.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as e:
-        raise InputError(Problem(f"the storyboard cannot be read: {e.strerror}", file=str(path))) from None
-    return parse_storyboard(raw, file=str(path))
+    return parse_storyboard(read_storyboard(path), file=str(path))
 
 
 def parse_storyboard(raw: bytes, *, file: str) -> Draft:
