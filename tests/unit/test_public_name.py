@@ -58,7 +58,9 @@ def test_the_module_is_the_command() -> None:
 def test_the_examples_without_ray_run_as_they_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     Path("film.yaml").write_text(BOARD)
     names: dict[str, object] = {"longtake": longtake}
     first, *others = blocks("python")
@@ -69,7 +71,7 @@ def test_the_examples_without_ray_run_as_they_are_printed(
     assert "tasks would run" in told and "17 (64, 96, 3) uint8" in told
     stages = others[-1]
     assert len([line for line in stages.splitlines() if line.strip()]) <= 10
-    assert [p.name for p in tmp_path.iterdir()] == ["film.yaml"]
+    assert [p.name for p in folder.iterdir()] == ["film.yaml"]  # nothing else was written
 
 
 def test_a_storyboard_is_a_file_a_mapping_or_an_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
