@@ -58,8 +58,8 @@ def _software() -> Iterator[Line]:
     if rife_weights().is_file():
         yield "ok", "rife", "frames between frames are made by RIFE 4.6"
     else:
-        words = f"no weights at {rife_weights()}: frames between frames are made by optical flow"
-        yield "warning", "rife", f"{words}; python -m pipelines.rife_setup fetches them"
+        words = f"no weights at {rife_weights()}: frames are interpolated by optical flow, and differ from RIFE's"
+        yield "warning", "rife", f"{words}; farm fetch rife gets them"
     gpus = num_gpus()
     if not gpus:
         yield "warning", "cuda", "no GPU found; everything runs on CPUs, which suits the built-in model only"

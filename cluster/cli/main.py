@@ -25,6 +25,7 @@ COMMANDS = {  # name: what it does
     "plan": "show what a storyboard would need, without rendering",
     "schema": "print the storyboard's JSON Schema",
     "models": "list the models, or examine a checkpoint folder",
+    "fetch": "bring a model, or RIFE's weights, to this machine",
     "report": "draw the report of a job",
     "list": "list the jobs of a store",
     "show": "show what has happened to a job",

@@ -148,15 +148,17 @@ class _Resolver:
 
     def _interpolate(self) -> str:
         """The method, where frames lie between the model's; else none."""
-        asked, step = (
-            self.top.output,
-            Fraction(str(self.ground.fps)) / Fraction(str(self.top.output.fps or self.ground.fps)),
-        )
-        if step.denominator > 1 and asked.interpolate == "rife" and not rife_weights().is_file():
+        output = self.top.output
+        step = Fraction(str(self.ground.fps)) / Fraction(str(output.fps or self.ground.fps))
+        if step.denominator == 1:
+            return "none"
+        if not rife_weights().is_file() and output.interpolate in (None, "rife"):
+            lacking = f"output.interpolate: RIFE's weights are not at {rife_weights()} (farm fetch rife gets them)"
             self.ground.warnings.append(
-                f"output.interpolate: RIFE's weights are not at {rife_weights()}; machines that interpolate need them"
-            )
-        return first_of(asked.interpolate, default_method()) if step.denominator > 1 else "none"
+                f"{lacking}; machines that interpolate need them" if output.interpolate else
+                f"{lacking}; frames are interpolated by optical flow, and differ from those that RIFE makes"
+            )  # fmt: skip
+        return first_of(output.interpolate, default_method())
 
     def _check_fps(self, card: ModelCard) -> None:
         if self.ground.fps != card.fps and not card.fps_conditioned:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.cli import fetch
 from cluster.cli.doctor import examine
 from cluster.cli.main import main
 from cluster.cli.progress import Lines, duration, summary
@@ -118,3 +119,40 @@ def test_waiting_for_replicas_is_told() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (65, "1 min 05 s"), (7500, "2 h 05 min")])
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_where_rifes_weights_are_missing_the_difference_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGTAKE_RIFE", str(tmp_path / "none.safetensors"))
+    board = tmp_path / "film.yaml"
+    board.write_text("output: {fps: 24}\nshots: [{id: a, prompt: a red ball, frames: 9}]\n")
+    assert main(["plan", str(board), "--store", str(tmp_path / "s")]) == 0
+    told = capsys.readouterr().err
+    assert "farm fetch rife" in told and "differ from those that RIFE makes" in told
+    examine(None)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[1] == "rife"]
+    assert line.startswith("warning") and "farm fetch rife" in line
+
+
+def test_fetch_brings_rifes_weights_or_says_why_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "rife.safetensors"
+    monkeypatch.setenv("LONGTAKE_RIFE", str(weights))
+
+    def setup(command: list[str], **how: object) -> subprocess.CompletedProcess[str]:
+        assert command[1:] == ["-m", "pipelines.rife_setup"]
+        return subprocess.CompletedProcess(command, 0, "", "RIFE's weights could not be fetched (no network)\n")
+
+    monkeypatch.setattr(fetch.subprocess, "run", setup)
+    assert main(["fetch", "rife"]) == 3
+    assert "could not be fetched (no network)" in capsys.readouterr().err
+    weights.write_bytes(b"there already")
+    assert main(["fetch", "rife", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": "rife", "path": str(weights)}
+
+
+def test_fetch_of_a_model_that_is_nowhere_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "nobody/nothing"]) == 2
+    assert "nobody/nothing" in capsys.readouterr().err
