@@ -87,6 +87,9 @@ def _rows(kind: type, frozen: Frozen) -> tuple[tuple[str, str, bool, Any], ...]:
 PARAMETERS = {kind: _rows(kind, frozen) for kind, frozen in FROZEN.items()}
 
 
+RECORDS = FROZEN.keys()
+
+
 def parameters_of(record: Any) -> dict[str, Any]:
     """A request's parameters as they enter its key."""
     return {
@@ -97,9 +100,10 @@ def parameters_of(record: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return parameters_of(value) if type(value) in FROZEN else value
+    kind = type(value)
+    if kind is tuple:  # JSON writes it as a list; only one that may hold records is gone through
+        return [_plain(item) for item in value] if value and type(value[0]) in RECORDS else value
+    return parameters_of(value) if kind in FROZEN else value
 
 
 def parts_of(

@@ -23,6 +23,7 @@ class ShotResolver:
     def __init__(self, ground: Ground, model: int, cards: Sequence[ModelCard], index_of: Mapping[str, int]) -> None:
         self.ground, self.card, self.model = ground, cards[model], model
         self.cards, self.index_of = cards, index_of
+        self.films_own: Held | None = None  # the continuity of shots that say nothing of their own
         self.draft, self.top, self.size, self.fps = ground.draft, ground.top, ground.size, ground.fps
         self.fault, self.warnings, self.files, self.done = ground.fault, ground.warnings, ground.files, ground.done
 
@@ -109,7 +110,12 @@ class ShotResolver:
 
     def continuity(self, place: Place, own: Continuity | None) -> Held | None:
         """That in force for a shot of this model; None where it does not hold together."""
-        return continuity_of(self.ground, place, own, cards=self.cards, model=self.model, index_of=self.index_of)
+        if own is None and self.films_own is not None:
+            return self.films_own
+        held = continuity_of(self.ground, place, own, cards=self.cards, model=self.model, index_of=self.index_of)
+        if own is None:
+            self.films_own = held
+        return held
 
     def _reach(self, shot: Shot) -> int | None:
         """Latent frames that the last denoise task holds which a shot goes on from."""

@@ -133,10 +133,13 @@ def _shown(value: Any) -> str:
 def summary(plan: Plan, told: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """For each shot ("" for the film) the changes that do not follow from others of it, each once."""
     by_shot: dict[str, dict[str, None]] = {}
-    for place, key in places_of(plan).items():
+    if not told:
+        return {}
+    places = places_of(plan)
+    for place, key in places.items():
         own = [line for line in told.get(key, ()) if not line.startswith("inputs: ")]
         for line in own:
             by_shot.setdefault(place[0], {})[line] = None
-    for shot in {place[0] for place, key in places_of(plan).items() if key in told} - by_shot.keys():
+    for shot in {place[0] for place, key in places.items() if key in told} - by_shot.keys():
         by_shot[shot] = {"what it takes from others has changed": None}
     return {shot: list(lines) for shot, lines in by_shot.items()}
