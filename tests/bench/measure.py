@@ -36,7 +36,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     speeds = [f"{told['commit']}, a loop of 10^6 steps in {told.get('loop_ms', '?')} ms" for told in (before, now)]
     yield f"compared with {speeds[0]} (now {speeds[1]}):"
     old, new = dict(_figures(before["figures"])), dict(_figures(now["figures"]))
-    for name in [n for n in new if n in old and old[n]]:
+    for name in [n for n in new if old.get(n)]:
         yield f"  {name:<48} {old[name]:>12.4g} -> {new[name]:>12.4g}  {100 * (new[name] / old[name] - 1):+.0f} %"
 
 
