@@ -7,19 +7,21 @@ export OMP_WAIT_POLICY := passive
 export GOMP_SPINCOUNT := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow check install bench simulate chaos pictures format clean
+.PHONY: demo test test-slow endurance gpu check install bench simulate chaos pictures format clean
 
 demo: install
 	$(BIN)/farm render examples/demo.yaml --store .longtake --out demo.mp4
 
-test: install  # unit tests on all cores; then those that start Ray, one after another
-	$(BIN)/pytest -q -n auto --dist worksteal -m "not slow and not gpu" tests/unit
-	$(BIN)/pytest -q -m "not slow and not gpu" tests/integration
+test: install  # unit tests beside those that start Ray; ends with the ten slowest
+	$(BIN)/python tests/side_by_side.py test
 
-test-slow: install  # the simulated worlds live in the time that those who wait for Ray leave
-	$(BIN)/pytest -q -m "slow and not gpu" tests/unit & worlds=$$!; \
-	$(BIN)/pytest -q -m "slow and not gpu" tests/integration; others=$$?; \
-	wait $$worlds; exit $$(( $$? || others ))
+test-slow: install  # what takes minutes; a thousand simulated worlds in the gaps
+	$(BIN)/python tests/side_by_side.py slow
+
+endurance: install  # hours, by hand: ten thousand worlds, chaos, gangs that break
+	$(BIN)/pytest -q -m endurance tests
+	$(MAKE) chaos
+	$(MAKE) chaos GANGS=1 ROUNDS=20
 
 check: install
 	$(BIN)/ruff format --check .

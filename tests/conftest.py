@@ -12,10 +12,20 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("LONGTAKE_STORE", None)
 
+import json
 import tempfile
 from pathlib import Path
 
 import pytest
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note how long each test took, for whoever asked (tests/side_by_side.py). Workers of xdist leave it to the first
+    process."""
+    path = os.environ.get("LONGTAKE_DURATIONS")
+    if path and report.when == "call" and "PYTEST_XDIST_WORKER" not in os.environ:
+        with open(path, "a") as out:
+            out.write(json.dumps([report.duration, report.nodeid.rpartition("/")[2]]) + "\n")
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 FARM = Path(sys.executable).with_name("farm")  # as users start it: under `python -m` Ctrl-C may end Python otherwise
+ONE_POOL = Path(__file__).parent / "data" / "one_pool.yaml"
 TIMEOUT_S = 240.0
 
 
@@ -25,8 +26,17 @@ class Done:
     told: str  # standard error
 
 
-def start_farm(*argv: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+def start_farm(
+    *argv: str | Path, cwd: Path | None = None, made_pools: bool = False, **environment: str
+) -> subprocess.Popen[str]:
+    """Start a command.
+
+    Args:
+        made_pools: a render that names no pools has those that are made for this machine; else one process for all.
+    """
     command = [FARM, *map(str, argv)]
+    if argv[0] == "render" and not made_pools and not {"--pools", "--address"} & set(argv):
+        command += ["--pools", str(ONE_POOL)]
     return subprocess.Popen(
         command, cwd=cwd, env=os.environ | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -51,8 +61,11 @@ def kill(process: subprocess.Popen[str]) -> None:
             pipe.close()
 
 
-def farm(*argv: str | Path, cwd: Path | None = None, timeout_s: float = TIMEOUT_S, **environment: str) -> Done:
-    return finish(start_farm(*argv, cwd=cwd, **environment), timeout_s=timeout_s)
+def farm(
+    *argv: str | Path, cwd: Path | None = None, timeout_s: float = TIMEOUT_S, made_pools: bool = False,
+    **environment: str,
+) -> Done:  # fmt: skip
+    return finish(start_farm(*argv, cwd=cwd, made_pools=made_pools, **environment), timeout_s=timeout_s)
 
 
 def end_tree(pid: int) -> None:
@@ -68,14 +81,21 @@ def end_tree(pid: int) -> None:
             continue
 
 
-def wait_until(what: str, check: Any, *, timeout_s: float = 120.0) -> None:
+def wait_until(
+    what: str, check: Any, *, timeout_s: float = 120.0, during: subprocess.Popen[str] | None = None
+) -> None:  # fmt: skip
     """Poll until `check()` is true.
 
+    Args:
+        during: a command that must not have ended before.
     Raises:
         TimeoutError: says what was waited for.
+        AssertionError: the command has ended, with what it said.
     """
     end = time.monotonic() + timeout_s
     while not check():
+        if during is not None and during.poll() is not None:
+            raise AssertionError(f"the command ended while {what} was waited for: {finish(during)}")
         if time.monotonic() > end:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}")
         time.sleep(0.05)

@@ -54,8 +54,9 @@ def job_of(store: Path) -> str:
     return job
 
 
-def wait_for_checkpoint(store: Path) -> None:
-    wait_until("a step checkpoint", lambda: list(store.glob("checkpoints/*/*/*.safetensors")), timeout_s=90)
+def wait_for_checkpoint(store: Path, process: subprocess.Popen[str]) -> None:
+    """While the process renders."""
+    wait_until("a step checkpoint", lambda: list(store.glob("checkpoints/*/*/*.safetensors")), during=process)
 
 
 def denoise_attempts(store: Path) -> list[Any]:
@@ -72,7 +73,7 @@ def test_a_job_is_paused_resumed_and_canceled_by_orders_in_the_store(tiny_wan: P
     store = tmp_path / "store"
     opened = Store(str(store))
     process = start_farm("render", board, "--store", store, "--pools", pools, "--json")
-    wait_for_checkpoint(store)
+    wait_for_checkpoint(store, process)
     job = job_of(store)
 
     def order(*words: str) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def test_a_replica_that_is_told_to_end_hands_its_steps_on(tiny_wan: Path, tmp_pa
     assert whole.code == 0, whole.told
     store = tmp_path / "store"
     process = start_farm("render", board, "--store", store, "--pools", pools, "--out", tmp_path / "b", "--json")
-    wait_until("some steps to be done", lambda: list(store.glob("jobs/*/preview-*.png")))
+    wait_until("some steps to be done", lambda: list(store.glob("jobs/*/preview-*.png")), during=process)
     (replica,) = replicas_of(process)
     replica.send_signal(signal.SIGTERM)
     done = finish(process)
@@ -145,7 +146,7 @@ def test_a_second_render_follows_the_first_and_takes_over_when_that_is_killed(ti
     first = start_farm(*argv, "--out", tmp_path / "one.mp4")
     wait_until("the first to begin", lambda: list(store.glob("jobs/*/attempts/*.json")))
     second = start_farm(*argv, "--out", tmp_path / "two.mp4")
-    wait_for_checkpoint(store)
+    wait_for_checkpoint(store, first)
     time.sleep(3)  # the second has seen the lease
     assert not [p for p in psutil.Process(second.pid).children(recursive=True) if "raylet" in p.name()]
     kept = max(p.name for p in store.glob("checkpoints/*/*/*.safetensors"))
