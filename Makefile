@@ -38,6 +38,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pipelines.rife_setup
 	touch $@
 
+gpu: install  # everything that needs a GPU, under ten minutes; without one a rehearsal at tiny size
+	$(BIN)/python tests/gpu/everything.py
+
 bench: install  # make bench NAME=overlap
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	PYTHONPATH=tests $(BIN)/python tests/bench/$(NAME).py

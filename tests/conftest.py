@@ -17,6 +17,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test asserts a time: here several share two cores, and some run only while others wait.
+settings.register_profile("farm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("farm")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -209,9 +209,13 @@ def board_of(case: Case, folder: Path) -> tuple[dict[str, Any], dict[str, Any], 
     return board, given, paths
 
 
-def run(board: dict[str, Any], folder: Path, paths: dict[str, Path]) -> tuple[Plan, dict[str, Any]]:
+def run(
+    board: dict[str, Any], folder: Path, paths: dict[str, Path], *, frames_only: bool = False
+) -> tuple[Plan, dict[str, Any]]:
+    """Plan and run a storyboard here, all of it or up to its frames."""
     plan = plan_of(board, folder)
-    return plan, run_plan(plan, {k: paths[t.request.sha256] for k, t in plan.sources.items()})
+    targets = [key for shot in plan.shots for key in shot.frames] if frames_only else None
+    return plan, run_plan(plan, {k: paths[t.request.sha256] for k, t in plan.sources.items()}, targets=targets)
 
 
 def both_kinds(pipe: Any, call: Call, seed: int) -> tuple[torch.Tensor, np.ndarray]:

@@ -82,7 +82,7 @@ def build(how: dict[str, int], device: str, dtype: torch.dtype) -> Any:
 
 
 @torch.no_grad()
-def measure(model: Any, shape: tuple[int, ...], peak: float, option: str) -> dict[str, Any]:
+def measure(model: Any, shape: tuple[int, ...], peak: float, option: str, *, repeats: int = REPEATS) -> dict[str, Any]:
     """Seconds of one step with guidance, in alternating turns of the farm and of stock diffusers' calls."""
     device, dtype = next(model.parameters()).device, model.dtype
     texts = [{"embeds": torch.randn(1, 512, model.config.text_dim, device=device, dtype=dtype)} for _ in range(2)]
@@ -109,7 +109,7 @@ def measure(model: Any, shape: tuple[int, ...], peak: float, option: str) -> dic
         model._reset_stateful_cache()
     a, b = timed(farm, device)[1], timed(stock, device)[1]
     seconds: dict[str, list[float]] = {"farm": [], "stock": []}
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for name, work in (("farm", farm), ("stock", stock)):
             seconds[name].append(timed(work, device)[0])
     _, patch_h, patch_w = model.config.patch_size

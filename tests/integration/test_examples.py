@@ -20,7 +20,7 @@ FEW = ("hop", "drive")  # of demo: a prompt that changes within a take, and a tr
     ("name", "only"),
     [
         ("picture", ()), pytest.param("demo", FEW, id="a part of demo"),
-        pytest.param("demo", (), marks=pytest.mark.slow), pytest.param("minute", (), marks=pytest.mark.slow),
+        pytest.param("demo", (), marks=pytest.mark.slow), pytest.param("minute", (), marks=pytest.mark.endurance),
     ],
 )  # fmt: skip
 def test_an_example_is_rendered_exactly(name: str, only: tuple[str, ...], tmp_path: Path) -> None:
