@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import cpu_seconds_of_tree, save, spread
+from measure import cpu_by_group, cpu_seconds_of_tree, save, spread
 
 NUM_SHOTS, PAIRS = 12, 5
 SIZE, FRAMES = (128, 96), 17
@@ -46,6 +46,12 @@ def main() -> None:
             "loop_cpu_s": spread([p["loop"]["cpu_s"] for p in pairs]),
             "farm_cpu_s": spread([p["farm"]["cpu_s"] for p in pairs]),
             "loop_wall_s": spread([p["loop"]["wall_s"] for p in pairs]),
+            "farm_cpu_s_by_group": {
+                name: spread([p["farm"]["groups"][name] for p in pairs]) for name in pairs[0]["farm"]["groups"]
+            },
+            "stage_s": {
+                name: spread([p["farm"]["stage_s"][name] for p in pairs]) for name in pairs[0]["farm"]["stage_s"]
+            },
             "farm_wall_s": spread([p["farm"]["wall_s"] for p in pairs]),
         },
     )  # fmt: skip
@@ -140,11 +146,12 @@ def farm(model: str, steps: int) -> dict[str, Any]:
         return view
 
     film(shots(1000, 1))
-    cpu, started = cpu_seconds_of_tree(os.getpid()), time.monotonic()
+    cpu, groups, started = cpu_seconds_of_tree(os.getpid()), cpu_by_group(os.getpid()), time.monotonic()
     view = film(shots(0, NUM_SHOTS))
     answer = {
         "wall_s": time.monotonic() - started, "cpu_s": cpu_seconds_of_tree(os.getpid()) - cpu, "tasks": view["run"],
         "stage_s": view["stage_s"],
+        "groups": {name: s - groups[name] for name, s in cpu_by_group(os.getpid()).items()},
     }  # fmt: skip
     connection.close()
     return answer
