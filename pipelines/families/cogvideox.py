@@ -51,6 +51,7 @@ class CogVideoX(Family):
         from diffusers.pipelines.cogvideo.pipeline_cogvideox import CogVideoXPipeline
 
         model, scheduler = components["transformer"], components["scheduler"]
+        dtype = model.dtype  # a walk over all modules
         pipe = CogVideoXPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=model, scheduler=scheduler)
         picture = given.condition.get("picture")
 
@@ -72,7 +73,7 @@ class CogVideoX(Family):
                     rest = shown.new_zeros(1, frames - 1, *shown.shape[2:])
                     hidden = torch.cat([hidden, torch.cat([torch.cat([shown, rest], dim=1)] * number)], dim=2)
                 out = model(
-                    hidden_states=hidden.to(model.dtype), encoder_hidden_states=text["embeds"].to(model.dtype),
+                    hidden_states=hidden.to(dtype), encoder_hidden_states=text["embeds"].to(dtype),
                     timestep=t.expand(number), ofs=ofs, image_rotary_emb=rope, return_dict=False,
                 )[0]  # fmt: skip
                 return out.float()  # type: ignore[no-any-return]  # diffusers is untyped

@@ -60,11 +60,12 @@ class HunyuanVideo(Family):
 
     def make_predict(self, components: Mapping[str, Any], request: Denoise, given: Given) -> Predict:
         model: Any = components["transformer"]
+        dtype = model.dtype  # a walk over all modules
         way, picture = dict(request.settings)["way"], given.condition.get("latents")
-        text = {k: v.to(model.dtype) for k, v in given.text.items()}
+        text = {k: v.to(dtype) for k, v in given.text.items()}
         guidance = None
         if picture is None or model.config.guidance_embeds:
-            guidance = torch.tensor([request.guidance], dtype=model.dtype, device=text["embeds"].device) * 1000.0
+            guidance = torch.tensor([request.guidance], dtype=dtype, device=text["embeds"].device) * 1000.0
 
         def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             hidden = latents
@@ -77,7 +78,7 @@ class HunyuanVideo(Family):
                 hidden = torch.cat([latents, torch.cat([picture, rest], dim=2), mask], dim=1)
             with cached_as(model, f"cond{given.name}"):
                 out = model(
-                    hidden_states=hidden.to(model.dtype), timestep=t.expand(1).to(latents.dtype),
+                    hidden_states=hidden.to(dtype), timestep=t.expand(1).to(latents.dtype),
                     encoder_hidden_states=text["embeds"], encoder_attention_mask=text["mask"],
                     pooled_projections=text["pooled"], guidance=guidance, return_dict=False,
                 )[0]  # fmt: skip

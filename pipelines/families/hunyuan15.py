@@ -48,13 +48,14 @@ class HunyuanVideo15(HunyuanVideo):
 
     def make_predict(self, components: Mapping[str, Any], request: Denoise, given: Given) -> Predict:
         model, scheduler = components["transformer"], components["scheduler"]
+        dtype = model.dtype  # a walk over all modules
         guider = components["guider"].new(guidance_scale=request.guidance if given.negative is not None else 1.0)
         picture, images = given.condition.get("picture"), given.condition.get("image_embeds")
         negative: Mapping[str, Any] = given.negative or dict.fromkeys(given.text)
         names = dict(zip(TEXTS, ("embeds", "mask", "embeds_2", "mask_2"), strict=True))
 
         def cast(texts: Mapping[str, Any], name: str) -> Any:
-            return None if texts[name] is None else texts[name].to(model.dtype)
+            return None if texts[name] is None else texts[name].to(dtype)
 
         inputs = {key: (cast(given.text, name), cast(negative, name)) for key, name in names.items()}
 
@@ -62,7 +63,7 @@ class HunyuanVideo15(HunyuanVideo):
             condition, mask = torch.zeros_like(latents), torch.zeros_like(latents[:, :1])
             if picture is not None:
                 condition[:, :, :1], mask[:, :, :1] = picture, 1.0
-            hidden = torch.cat([latents, condition, mask], dim=1).to(model.dtype)
+            hidden = torch.cat([latents, condition, mask], dim=1).to(dtype)
             shown = images
             if shown is None:
                 shown = torch.zeros(1, IMAGE_TOKENS, model.config.image_embed_dim, device=latents.device)
@@ -76,7 +77,7 @@ class HunyuanVideo15(HunyuanVideo):
                 guider.prepare_models(model)
                 with cached_as(model, f"{getattr(batch, guider._identifier_key)}{given.name}"):
                     batch.noise_pred = model(
-                        hidden_states=hidden, timestep=t.expand(1).to(hidden.dtype), image_embeds=shown.to(model.dtype),
+                        hidden_states=hidden, timestep=t.expand(1).to(hidden.dtype), image_embeds=shown.to(dtype),
                         return_dict=False, **{key: getattr(batch, key) for key in inputs}, **more,
                     )[0]  # fmt: skip
                 guider.cleanup_models(model)

@@ -89,6 +89,7 @@ class LTX(Family):
         if _is_condition(request):
             return self._predict_conditioned(components, request, given)
         model: Any = components["transformer"]
+        dtype = model.dtype  # a walk over all modules
         known = given.context
         scales = dict(request.settings)
         rope = (scales["temporal"] / request.fps, scales["spatial"], scales["spatial"])
@@ -105,8 +106,8 @@ class LTX(Family):
                     mask[:, : known.shape[2] * rows * columns] = 1.0
                     timestep = timestep.unsqueeze(-1) * (1 - mask)
                 out = model(
-                    hidden_states=torch.cat([packed] * number).to(model.dtype), timestep=timestep,
-                    encoder_hidden_states=text["embeds"].to(model.dtype), encoder_attention_mask=text["mask"],
+                    hidden_states=torch.cat([packed] * number).to(dtype), timestep=timestep,
+                    encoder_hidden_states=text["embeds"].to(dtype), encoder_attention_mask=text["mask"],
                     num_frames=frames, height=rows, width=columns, rope_interpolation_scale=rope, return_dict=False,
                 )[0]  # fmt: skip
                 return out.float()  # type: ignore[no-any-return]  # diffusers is untyped
@@ -117,6 +118,7 @@ class LTX(Family):
 
     def _predict_conditioned(self, components: Mapping[str, Any], request: Denoise, given: Given) -> Predict:
         model, scheduler = components["transformer"], components["scheduler"]
+        dtype = model.dtype  # a walk over all modules
         extra, at = given.condition.get("extra"), given.condition.get("extra_at")
         noise_at = _step_noise(request, 0 if extra is None else extra.shape[2])
         num_extra = 0 if extra is None else extra[0, 0].numel()
@@ -142,8 +144,8 @@ class LTX(Family):
                 if given.context is not None or extra is not None:
                     timestep = torch.min(timestep, (1 - torch.cat([mask] * number)) * 1000.0)
                 out = model(
-                    hidden_states=torch.cat([packed] * number).to(model.dtype), timestep=timestep,
-                    encoder_hidden_states=text["embeds"].to(model.dtype), encoder_attention_mask=text["mask"],
+                    hidden_states=torch.cat([packed] * number).to(dtype), timestep=timestep,
+                    encoder_hidden_states=text["embeds"].to(dtype), encoder_attention_mask=text["mask"],
                     video_coords=torch.cat([coordinates] * number), return_dict=False,
                 )[0]  # fmt: skip
                 return out.float()  # type: ignore[no-any-return]  # diffusers is untyped

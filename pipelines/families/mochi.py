@@ -35,12 +35,13 @@ class Mochi(Family):
 
     def make_predict(self, components: Mapping[str, Any], request: Denoise, given: Given) -> Predict:
         model: Any = components["transformer"]
+        dtype = model.dtype  # a walk over all modules
 
         def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             def call(text: Tensors, number: int) -> torch.Tensor:
                 out = model(
-                    hidden_states=torch.cat([latents] * number).to(model.dtype),
-                    encoder_hidden_states=text["embeds"].to(model.dtype), encoder_attention_mask=text["mask"],
+                    hidden_states=torch.cat([latents] * number).to(dtype),
+                    encoder_hidden_states=text["embeds"].to(dtype), encoder_attention_mask=text["mask"],
                     timestep=t.expand(number).to(latents.dtype), return_dict=False,
                 )[0]  # fmt: skip
                 return out.float()  # type: ignore[no-any-return]  # diffusers is untyped

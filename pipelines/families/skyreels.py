@@ -21,6 +21,7 @@ class SkyReels(Wan):
 
     def make_predict(self, components: Mapping[str, Any], request: Denoise, given: Given) -> Predict:
         model, scheduler, settings = components["transformer"], components["scheduler"], dict(request.settings)
+        dtype = model.dtype  # a walk over all modules
         context, told = given.context, settings["addnoise_condition"]
         share = 0.001 * told  # the model counts timesteps to 1000
         noise = Draws(request.seed, (), () if context is None else context.shape)
@@ -40,8 +41,8 @@ class SkyReels(Wan):
 
             def call(text: Tensors) -> torch.Tensor:
                 out = model(
-                    hidden_states=hidden.to(model.dtype), timestep=timestep,
-                    encoder_hidden_states=text["embeds"].to(model.dtype), enable_diffusion_forcing=True,
+                    hidden_states=hidden.to(dtype), timestep=timestep,
+                    encoder_hidden_states=text["embeds"].to(dtype), enable_diffusion_forcing=True,
                     fps=fps, return_dict=False,
                 )[0]  # fmt: skip
                 return out  # type: ignore[no-any-return]  # diffusers is untyped

@@ -48,7 +48,8 @@ class StableVideo(Family):
 
     def make_predict(self, components: Mapping[str, Any], request: Denoise, given: Given) -> Predict:
         model, scheduler, settings = components["unet"], components["scheduler"], dict(request.settings)
-        picture, images = given.condition["picture"], given.condition["image_embeds"].to(model.dtype)
+        dtype = model.dtype  # a walk over all modules
+        picture, images = given.condition["picture"], given.condition["image_embeds"].to(dtype)
         told = [request.fps - 1, settings["motion_bucket_id"], settings["noise_aug_strength"]]
         is_guided = request.guidance > 1
 
@@ -61,8 +62,8 @@ class StableVideo(Family):
             if is_guided:
                 shown, embeds = (torch.cat([torch.zeros_like(x), x]) for x in (shown, images))
             out = model(
-                torch.cat([hidden, shown], dim=2).to(model.dtype), t, encoder_hidden_states=embeds,
-                added_time_ids=torch.tensor([told] * number, dtype=model.dtype, device=latents.device),
+                torch.cat([hidden, shown], dim=2).to(dtype), t, encoder_hidden_states=embeds,
+                added_time_ids=torch.tensor([told] * number, dtype=dtype, device=latents.device),
                 return_dict=False,
             )[0]  # fmt: skip
             if is_guided:

@@ -61,24 +61,26 @@ class Wan(Family):
         settings = dict(request.settings)
         high, low, boundary = components["transformer"], components.get("transformer_2"), settings.get("boundary_ratio")
         boundary_t = None if boundary is None else boundary * components["scheduler"].config.num_train_timesteps
+        dtypes = [expert.dtype for expert in (high, low) if expert is not None]  # each a walk over all modules
         condition, images = given.condition.get("condition"), given.condition.get("image_embeds")
         context, per_token = given.context, settings.get("expand_timesteps", False)
 
         def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             is_high = boundary_t is None or bool(t >= boundary_t)
             model: Any = high if is_high else low
+            dtype = dtypes[not is_high]
             known = context.shape[2] if context is not None else 0
             hidden = torch.cat([context, latents[:, :, known:]], 2) if context is not None else latents
             more: dict[str, Any] = {}
             if condition is not None and "vace_layers" in model.config:
-                more["control_hidden_states"] = condition[:, :, : latents.shape[2]].to(model.dtype)
+                more["control_hidden_states"] = condition[:, :, : latents.shape[2]].to(dtype)
                 more["control_hidden_states_scale"] = torch.ones(
-                    len(model.config.vace_layers), device=latents.device, dtype=model.dtype
+                    len(model.config.vace_layers), device=latents.device, dtype=dtype
                 )
             elif condition is not None:
                 hidden = torch.cat([latents, condition], dim=1)
             if images is not None:
-                more["encoder_hidden_states_image"] = images.to(model.dtype)
+                more["encoder_hidden_states_image"] = images.to(dtype)
             if per_token:
                 _, _, frames, rows, columns = latents.shape
                 _, down, across = model.config.patch_size
@@ -90,8 +92,8 @@ class Wan(Family):
 
             def call(text: Tensors) -> torch.Tensor:
                 out = model(
-                    hidden_states=hidden.to(model.dtype), timestep=timestep,
-                    encoder_hidden_states=text["embeds"].to(model.dtype), return_dict=False, **more,
+                    hidden_states=hidden.to(dtype), timestep=timestep,
+                    encoder_hidden_states=text["embeds"].to(dtype), return_dict=False, **more,
                 )[0]  # fmt: skip
                 return out  # type: ignore[no-any-return]  # diffusers is untyped
 
