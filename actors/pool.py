@@ -42,7 +42,7 @@ def _in_our_words() -> Iterator[None]:
 
 
 class RayHands:
-    """`farm.fleet.Hands` on a Ray cluster."""
+    """`farm.control.fleet.Hands` on a Ray cluster."""
 
     def __init__(self, farm: str) -> None:
         self.words = itertools.count(1)  # to replicas, on their helpers

@@ -1,1 +1,1 @@
-"""The doors: the command line, and what connects it to a cluster."""
+"""The doors: the command line and HTTP, what connects them to Ray, and the client."""

@@ -79,16 +79,22 @@ class Connection:
         Args:
             haproxy: a local Ray serves through HAProxy, not through Serve's own proxy.
         Raises:
-            InputError: there is no cluster at that address.
+            InputError: there is no cluster at that address; or this process has a Ray already and a local one is meant.
             RenderError: no local Ray could be started.
         """
         prepare_environment()
         self.folder: Path | None = None
-        self.haproxy = haproxy
+        self.haproxy, self.is_ours = haproxy, True
         if address is None:
             _keep_others_out()
         import ray
 
+        if ray.is_initialized():  # by the program or notebook that calls us: it is not ours to end
+            if address is None:
+                must = "this process must not be connected to Ray when a local one is to be started"
+                raise InputError(f"{must}; pass address='auto' to render there, or call ray.shutdown() first")
+            self.is_ours = False
+            return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "longtake"}
         try:
             if address is None:
@@ -132,7 +138,8 @@ class Connection:
     def close(self) -> None:
         import ray
 
-        ray.shutdown()
+        if self.is_ours:
+            ray.shutdown()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 

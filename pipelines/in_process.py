@@ -6,9 +6,12 @@ import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from farm.models.fetch import local_folder
 from farm.plan.plan import Plan, tasks_to_run
 from pipelines import rolls
 from pipelines.stage import Artifact, Progress
+
+WITH_WEIGHTS = ("encode", "denoise", "decode")  # stages that load a model's components
 
 
 def run_plan(
@@ -30,6 +33,7 @@ def run_plan(
         if loaded not in stages:
             module = importlib.import_module(f"pipelines.{task.stage}")
             names = tuple(name for name, _ in task.components)
-            stages[loaded] = module.Stage(task.model, names, **dict(task.numerics))
+            folder = str(local_folder(task.model, names)) if task.stage in WITH_WEIGHTS else task.model
+            stages[loaded] = module.Stage(folder, names, **dict(task.numerics))
         made[key] = rolls.run(stages[loaded], task.request, [made[k] for k in task.inputs], Progress()).artifact
     return made

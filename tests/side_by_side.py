@@ -30,7 +30,12 @@ IDLE = ("unit",)
 
 
 def main(name: str) -> int:
-    started, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="longtake-tests-"))
+    with tempfile.TemporaryDirectory(prefix="longtake-tests-") as folder:
+        return run(name, Path(folder))
+
+
+def run(name: str, folder: Path) -> int:
+    started = time.monotonic()
     running: dict[str, subprocess.Popen[bytes]] = {}
     for part, words in SETS[name].items():
         environment = os.environ | {"LONGTAKE_DURATIONS": str(folder / f"{part}.durations")}

@@ -1,25 +1,25 @@
 """The command line as functions, for notebooks and programs: the same path, with values instead of words.
 
-What is at fault is raised instead of printed: `InputError` (exit code 2) and `RenderError` (3).
+What is at fault is raised: `InputError` (exit code 2) and `RenderError` (3). Progress, warnings and what is left of a
+render that failed go to standard error, as on the command line.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from cluster.cli import render as command
 from cluster.cli.answer import Answer
 from cluster.cli.deliver import Target
 from cluster.cli.order import read_order
 from cluster.cli.tables import plan_table
-from farm.errors import InputError, RenderError
+from farm.errors import InputError, RenderError, StoreError
 from farm.film.storyboard import Storyboard, parse_storyboard, read_storyboard
 from farm.plan.plan import Plan
 from farm.store.history import reasons, summary
@@ -112,7 +112,10 @@ def render(
     words = _words(storyboard, model, pools, store, only, draft)
     words.out, words.address = None if out is None else str(out), address
     answer = Answer(as_json=False)
-    code = command.run(words, answer)
+    try:
+        code = command.run(words, answer)
+    except (StoreError, OSError) as e:
+        raise RenderError(str(e)) from e
     told = answer.data
     if code == 130:
         raise KeyboardInterrupt
@@ -138,4 +141,7 @@ def _read(source: Source) -> tuple[bytes, Path]:
     if isinstance(source, str | Path):
         return read_storyboard(Path(source)), Path(source)
     data = source.model_dump(by_alias=True, exclude_none=True) if isinstance(source, Storyboard) else dict(source)
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True).encode(), Path("storyboard.yaml")
+    try:
+        return json.dumps(data, ensure_ascii=False, allow_nan=False).encode(), Path("storyboard.yaml")  # JSON is YAML
+    except (TypeError, ValueError) as e:
+        raise InputError(f"a storyboard must hold plain values, as YAML does: {e}") from None

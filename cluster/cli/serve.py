@@ -1,4 +1,4 @@
-"""`farm serve` and `farm keys`: the door over HTTP, on this machine or on a cluster."""
+"""`farm serve`: the door over HTTP, on this machine or on a cluster."""
 
 from __future__ import annotations
 

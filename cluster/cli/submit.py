@@ -6,11 +6,10 @@ import argparse
 import getpass
 import sys
 import time
-from pathlib import Path
 
 from cluster.cli.answer import Answer
 from cluster.cli.deliver import Target
-from cluster.cli.options import add_server, check_priority, server, tell
+from cluster.cli.options import add_server, check_priority, given_path, server, tell
 from cluster.cli.order import keep_job, read_order
 from farm.service.submission import where_is
 from farm.states import ENDED
@@ -19,9 +18,9 @@ from farm.store.journal import Wish, write_order, write_wish
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_server(parser)
-    parser.add_argument("storyboard", type=Path, metavar="STORYBOARD")
+    parser.add_argument("storyboard", type=given_path, metavar="STORYBOARD")
     parser.add_argument("--priority", type=int, default=50, metavar="N", help="0 to 100; default: 50")
-    parser.add_argument("--pools", type=Path, metavar="FILE", help="with --store: pools to check it against")
+    parser.add_argument("--pools", type=given_path, metavar="FILE", help="with --store: pools to check it against")
     parser.add_argument("--model", help="with --store: render with this model instead")
 
 

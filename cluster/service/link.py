@@ -16,8 +16,7 @@ VIEW_FRESH_S = 0.2  # many who look at one film ask its controller once
 
 
 class Link:
-    """The controller of a farm, as a server reaches it. A thread starts it, and starts it again; requests never wait
-    for that."""
+    """A thread starts it, and starts it again; requests never wait for that."""
 
     def __init__(self, farm: str, uri: str, pools: dict[str, Any]) -> None:
         self.what = (farm, uri, pools)

@@ -1,6 +1,6 @@
 """Hands out tasks, and sees every attempt from hand-out to persisted artifact and its record.
 
-For every task that is handed out one coroutine lives. What an attempt means for its jobs is for control.py to say.
+For every task that is handed out one coroutine lives. What an attempt means for its jobs is for jobs.py to say.
 """
 
 from __future__ import annotations

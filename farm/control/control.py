@@ -138,7 +138,7 @@ class Control:
             try:
                 await work()
             except Exception:  # whatever it is: a controller without a clock would hold its leases and do nothing
-                log.exception("%s failed", work.__name__)
+                log.exception("%s failed", work.__qualname__)
 
     async def _tick(self) -> None:
         """Look at replicas, nodes and orders."""

@@ -1,6 +1,6 @@
 """The jobs that a controller drives: taken on, begun, paused, ended, or lost to another controller.
 
-Every write states what happens when the controller dies right after it; another one rebuilds everything from the store.
+A controller may die between any two writes; another one rebuilds everything from the store.
 """
 
 from __future__ import annotations

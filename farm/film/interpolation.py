@@ -9,7 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-METHODS = ("rife", "flow", "none")
 RIFE_SOURCE_SHA256 = "67efcd38673f5eb8f76887d4d216e2b71000606907960a5da278cd0efceafb77"  # of rife.pkl, as published
 RIFE_SHA256 = "35fac5d1fa67ce738ac854a7017821875315ffbb3807e0721f6c4b8f2a649ca6"  # of what the set-up makes of it
 RIFE_COMPONENT = ("rife-4.6", RIFE_SHA256)

@@ -1,4 +1,4 @@
-"""The storyboard: the YAML that a user writes, as a schema. What depends on a model is checked in film.py.
+"""The storyboard: the YAML that a user writes, as a schema. What depends on a model is checked in resolve.py.
 
 Every model refuses unknown keys, and numbers are not read out of text.
 """
@@ -218,15 +218,6 @@ def read_storyboard(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as e:
         raise InputError(Problem(f"the storyboard cannot be read: {e.strerror}", file=str(path))) from None
-
-
-def load_storyboard(path: Path) -> Draft:
-    """Read a storyboard file.
-
-    Raises:
-        InputError: the file cannot be read, or is not YAML at all.
-    """
-    return parse_storyboard(read_storyboard(path), file=str(path))
 
 
 def parse_storyboard(raw: bytes, *, file: str) -> Draft:

@@ -1,7 +1,4 @@
-"""What the farm takes on: limits of one film, quotas of one key, and whose film comes next.
-
-Pure, but for `Waiting`, which reads the store's queue.
-"""
+"""What a service takes on: limits of one film, quotas of one key, and how often a key may ask."""
 
 from __future__ import annotations
 

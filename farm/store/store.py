@@ -91,10 +91,6 @@ class Store:
         """Where people find a file: its path, or its URI."""
         return self.full(path) if self.is_local else f"{self.uri.rstrip('/')}/{path}"
 
-    def local_path(self, path: str) -> Path | None:
-        """The file itself where the store is a local folder."""
-        return Path(self.full(path)) if self.is_local else None
-
     def local_path_of(self, task: Task) -> Path | None:
         """The file of an artifact that exists, where the store is a local folder.
 

@@ -18,7 +18,7 @@ LIMIT_S = 10_000.0  # virtual: a world that has not ended by then never will
 
 
 class Weather:
-    """What everything in a world shares: chance, time, files, and what is out of order at the moment."""
+    """See the module."""
 
     def __init__(self, seed: int, *, num_faults: int, log: Callable[[str], None] | None) -> None:
         self.seed, self.rng, self.log, self.num_faults = seed, random.Random(seed), log, num_faults

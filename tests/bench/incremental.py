@@ -42,7 +42,7 @@ def render(folder: Path, board: dict[str, Any]) -> tuple[dict[str, float], dict[
     """Run seconds by stage, and the counts of tasks."""
     path = folder / "film.yaml"
     path.write_text(yaml.safe_dump(board))
-    done = farm("render", path, "--store", folder / "store", "--out", folder / "film.mp4", "--json")
+    done = farm("render", path, "--store", folder / "store", "--out", folder / "film.mp4", "--json", made_pools=True)
     assert done.code == 0, done.told
     return done.answer["stage_s"], done.answer["tasks"]
 

@@ -85,7 +85,7 @@ def _name_of(process: psutil.Process) -> str:
     actor = re.match(r"ray::(Controller|Replica)", line)
     if actor:
         return f"{actor[1]} {_order(process)}" if actor[1] == "Replica" else "Controller"
-    return "farm render" if "longtake" in line else ""
+    return "farm render" if "-m longtake" in line else ""
 
 
 _seen: dict[int, list[int]] = {}

@@ -90,8 +90,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
 
 
-GROUPS = {  # of a farm's processes, by what their command lines hold
-    "controller": "ray::Controller", "replicas": "ray::Replica", "agents": "agent", "gcs": "gcs_server",
+GROUPS = {  # of a farm's processes, by what their programs' names or titles hold
+    "controller": "ray::Controller", "replicas": "ray::Replica", "agents": "Agent", "gcs": "gcs_server",
     "raylet": "raylet", "workers": "ray::",
 }  # fmt: skip
 
@@ -102,8 +102,8 @@ def cpu_by_group(pid: int) -> dict[str, float]:
     root = psutil.Process(pid)
     for process in [root, *root.children(recursive=True)]:
         try:
-            t, line = process.cpu_times(), " ".join(process.cmdline())
-        except psutil.NoSuchProcess:
+            t, line = process.cpu_times(), Path(process.cmdline()[0]).name
+        except (psutil.NoSuchProcess, IndexError):
             continue
         group = next((name for name, mark in GROUPS.items() if mark in line), "others")
         told["door" if process == root else group] += t.user + t.system

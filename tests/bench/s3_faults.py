@@ -37,7 +37,7 @@ def main() -> None:
                 with harmful_proxy(url, made) as proxy:
                     started = time.monotonic()
                     argv = ("render", board, "--store", f"s3://{BUCKET}/{name}{run}", "--out", out, "--json")
-                    done = farm(*argv, timeout_s=600, **credentials(proxy))
+                    done = farm(*argv, timeout_s=600, made_pools=True, **credentials(proxy))
                     seconds[name].append(time.monotonic() - started)
                 assert done.code == 0, done.told
                 requests[name] = made.count.total()

@@ -101,3 +101,19 @@ def test_a_render_that_does_not_end_well_is_raised(
     monkeypatch.setattr(command, "run", fail)
     with pytest.raises(error, match="burned" if code == 3 else None):
         longtake.render({"shots": [{"id": "a", "prompt": "x", "frames": 9}]}, store=str(tmp_path))
+
+
+def test_a_mapping_is_read_as_it_is_written() -> None:
+    board = longtake.load_storyboard({"title": "1e3", "shots": [{"id": "5e-1x", "prompt": "no", "frames": 9}]})
+    assert (board.title, board.shots[0].id, board.shots[0].prompt) == ("1e3", "5e-1x", "no")
+    with pytest.raises(InputError, match="plain values"):
+        longtake.plan({"shots": [{"id": "a", "prompt": "x", "frames": 9, "image": Path("a.png")}]})
+
+
+def test_a_store_that_fails_is_a_render_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(words: object, answer: Answer) -> int:
+        raise PermissionError("the store is shut")
+
+    monkeypatch.setattr(command, "run", fail)
+    with pytest.raises(longtake.RenderError, match="shut"):
+        longtake.render({"shots": [{"id": "a", "prompt": "x", "frames": 9}]})

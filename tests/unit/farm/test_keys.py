@@ -15,7 +15,7 @@ import pytest
 
 from farm import keys, task
 from farm.film.resolve import resolve
-from farm.film.storyboard import load_storyboard
+from farm.film.storyboard import parse_storyboard
 from farm.models.checkpoint import find_checkpoint
 from farm.plan.plan import make_plan
 from farm.task import Denoise, EncodeText, Known, Slice
@@ -30,7 +30,7 @@ def keys_of(example: Path) -> list[list[str]]:
     """Stage, label and key of every task; of a model whose weights have no content, as it may be trained anew."""
     model = find_checkpoint("builtin", beside=Path())
     model = replace(model, fingerprints={name: f"fingerprint of {name}" for name in model.fingerprints})
-    film = resolve(load_storyboard(example), model).film
+    film = resolve(parse_storyboard(example.read_bytes(), file=str(example)), model).film
     film = replace(film, interpolate="rife" if film.interpolate != "none" else "none")  # whatever is installed here
     plan = make_plan(film, (model,), NUMERICS, container="mp4", stills=True)
     return [[t.stage, t.label, t.key] for t in plan.tasks.values()]
