@@ -37,53 +37,21 @@ class ShotResolver:
             return None
         ahead = self.cards[held.next_model]
         frames = shot.frames or num_frames_of(seconds=shot.seconds or 0, fps=fps)
-        mode, chunk_frames, overlap_frames = held.mode, held.chunk_frames, held.overlap_frames
-        needed = binding_of(mode, held.context)
+        needed = binding_of(held.mode, held.context)
         before = self._before(i, shot, needed)
         if before is None:
             return None
-        if before or frames > chunk_frames:
-            length: Place = (*place, "frames" if shot.frames else "seconds")
-            is_given = mode == "extend" or before  # what blend makes by itself needs no context
-            if is_given and needed != "none" and needed not in ahead.contexts:
-                self.fault(length, no_context(f"{dotted(place)}.continuity.context", ahead, needed))
-                return None
-            if mode == "blend" and not card.blends:
-                name = f"{dotted(place)}.continuity.mode"
-                self.fault(length, f"{name} must be extend: {card.name} needs a picture to begin with, got blend")
-                return None
-            if overlap_frames == 0 and needed != "none":
-                self.fault(length, f"{dotted(place)}.continuity.overlap_frames must be above 0 in mode {mode}, got 0")
-                return None
+        if (before or frames > held.chunk_frames) and not self._can_be_long(place, shot, held, has_past=before > 0):
+            return None
         chunks = cut_into_chunks(
-            num_frames=frames, chunk_frames=chunk_frames, overlap_frames=overlap_frames, rule=card.rule, context=needed,
-            before=before, reach=self._reach(shot),
+            num_frames=frames, chunk_frames=held.chunk_frames, overlap_frames=held.overlap_frames, rule=card.rule,
+            context=needed, before=before, reach=self._reach(shot),
         )  # fmt: skip
-        if held.anchor and mode == "blend" and len(chunks) > 1 and shot.image is None:
-            where = (*place, "continuity", "anchor")
-            self.fault(where, f"{dotted(where)} must stand beside an image, which every chunk then sees")
-        if len(chunks) > 1 and mode == "extend" and ahead.contexts == ("last_frame",):
-            self.warnings.append(
-                f"{dotted(place)}: {ahead.name} goes on from the last frame of a chunk only, so motion may break off "
-                f"where its {len(chunks)} chunks join"
-            )
+        if len(chunks) > 1:
+            self._check_chunks(place, shot, held, len(chunks))
         keyframes = keyframes_of(self.ground, place, shot, frames, chunks, ahead)
         if shot.last_image is not None and chunks:
             self._check_end(place, shot, frames, chunks, ahead)
-        if (
-            held.next_model != self.model
-            and len(chunks) > 1
-            and (shot.references or first_of(shot.loras, self.top.loras, []))
-        ):
-            where = (*place, "continuity", "model")
-            self.fault(where, f"{dotted(where)} must not stand beside references or loras, which are one model's")
-        whole = card.conditioning == "whole"  # each chunk would begin with the picture
-        pictures = {"image": shot.image and whole, "last_image": shot.last_image, "references": shot.references,
-                    "keyframes": shot.keyframes}  # fmt: skip
-        for key, there in pictures.items():
-            if there and mode == "blend" and len(chunks) > 1:
-                where = (*place, key)
-                self.fault(where, f"{dotted(where)} must not be there in mode blend, whose chunks are made together")
         return FilmShot(
             id=shot.id,
             model=self.model,
@@ -107,6 +75,46 @@ class ShotResolver:
             num_delivered=num_delivered(frames, fps=fps, output_fps=top.output.fps or fps),
             **vars(held),
         )
+
+    def _can_be_long(self, place: Place, shot: Shot, held: Held, *, has_past: bool) -> bool:
+        """Whether a shot may have several chunks, or go on from another; what is in the way is told."""
+        length: Place = (*place, "frames" if shot.frames else "seconds")
+        card, ahead, name = self.card, self.cards[held.next_model], f"{dotted(place)}.continuity"
+        needed, fault = binding_of(held.mode, held.context), ""
+        is_given = held.mode == "extend" or has_past  # what blend makes by itself needs no context
+        if is_given and needed != "none" and needed not in ahead.contexts:
+            fault = no_context(f"{name}.context", ahead, needed)
+        elif held.mode == "blend" and not card.blends:
+            fault = f"{name}.mode must be extend: {card.name} needs a picture to begin with, got blend"
+        elif held.overlap_frames == 0 and needed != "none":
+            fault = f"{name}.overlap_frames must be above 0 in mode {held.mode}, got 0"
+        if fault:
+            self.fault(length, fault)
+        return not fault
+
+    def _check_chunks(self, place: Place, shot: Shot, held: Held, num_chunks: int) -> None:
+        """What cannot stand beside several chunks."""
+        ahead, where = self.cards[held.next_model], (*place, "continuity")
+        is_blend = held.mode == "blend"
+        if held.anchor and is_blend and shot.image is None:
+            self.fault(
+                (*where, "anchor"),
+                f"{dotted((*where, 'anchor'))} must stand beside an image, which every chunk then sees",
+            )
+        if held.mode == "extend" and ahead.contexts == ("last_frame",):
+            self.warnings.append(
+                f"{dotted(place)}: {ahead.name} goes on from the last frame of a chunk only, so motion may break off "
+                f"where its {num_chunks} chunks join"
+            )
+        if held.next_model != self.model and (shot.references or first_of(shot.loras, self.top.loras, [])):
+            must = "must not stand beside references or loras, which are one model's"
+            self.fault((*where, "model"), f"{dotted((*where, 'model'))} {must}")
+        whole = self.card.conditioning == "whole"  # each chunk would begin with the picture
+        pictures = {"image": shot.image and whole, "last_image": shot.last_image, "references": shot.references,
+                    "keyframes": shot.keyframes}  # fmt: skip
+        for key in [k for k, there in pictures.items() if there and is_blend]:
+            must = "must not be there in mode blend, whose chunks are made together"
+            self.fault((*place, key), f"{dotted((*place, key))} {must}")
 
     def continuity(self, place: Place, own: Continuity | None) -> Held | None:
         """That in force for a shot of this model; None where it does not hold together."""
