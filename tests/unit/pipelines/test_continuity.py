@@ -109,8 +109,11 @@ def test_frames_as_context_are_the_frames_that_were_delivered(able: Checkpoint, 
     assert torch.allclose(load(made[task.key])["latents"], expected, atol=1e-5)
 
 
-def test_a_prompt_in_force_at_the_first_new_frame_serves_the_chunk(able: Checkpoint, tmp_path: Path) -> None:
-    schedule = [{"at": 0, "prompt": "a red ball"}, {"at": 1.2, "prompt": "a blue cube"}]
+@pytest.mark.parametrize(("at", "num_old"), [(1.2, 2), (1.125, 1), (1.0, 1)])  # frames 10, 9 and 8
+def test_a_prompt_in_force_at_the_first_new_frame_serves_the_chunk(
+    at: float, num_old: int, able: Checkpoint, tmp_path: Path
+) -> None:
+    schedule = [{"at": 0, "prompt": "a red ball"}, {"at": at, "prompt": "a blue cube"}]
     plan = plan_of(able, tmp_path, shots=[{"id": "a", "prompts": schedule, "frames": 21}], style="at night")
     said = []
     for task in plan.tasks.values():
@@ -118,8 +121,8 @@ def test_a_prompt_in_force_at_the_first_new_frame_serves_the_chunk(able: Checkpo
             text = plan.tasks[task.inputs[0]].request
             assert isinstance(text, EncodeText)
             said.append(text.prompt)
-    # the second prompt holds from frame 10; chunks add frames 0-8, 9-12, 13-16, 17-20
-    assert said == ["a red ball at night"] * 2 + ["a blue cube at night"] * 2
+    # chunks add frames 0-8, 9-12, 13-16, 17-20
+    assert said == ["a red ball at night"] * num_old + ["a blue cube at night"] * (4 - num_old)
 
 
 # -- going on
