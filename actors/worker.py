@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from farm.control.fleet import ReplicaSpec
-from farm.errors import InputError, StoreError
+from farm.errors import InputError, NotFinite, StoreError
 from farm.models.checkpoint import check_fingerprints
 from farm.models.fetch import local_folder
 from farm.store.step_checkpoints import keep_step
@@ -54,6 +54,8 @@ def cause_of(error: BaseException) -> Cause:
     """What kind of failure an error is."""
     if isinstance(error, InputError):
         return "input"
+    if isinstance(error, NotFinite):
+        return "overflow"
     words = ("out of memory", "can't allocate memory", "cannot allocate memory", "low on memory")
     is_short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return "memory" if is_short or any(w in str(error).lower() for w in words) else "error"

@@ -7,6 +7,7 @@
     │   ├── DamagedError
     │   ├── StoreFull
     │   └── StoreUnreachable
+    ├── NotFinite         a stage has put out NaN or infinity on finite weights
     ├── TaskCanceled      a stage stopped between two steps because it was told to
     ├── Halted            the same, with its state kept, to go on elsewhere
     ├── LeaseLost         another controller drives the job
@@ -77,6 +78,10 @@ class DamagedError(StoreError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class NotFinite(FarmError):
+    """A stage has put out numbers that are not finite, on weights that are: something has overflowed."""
 
 
 class TaskCanceled(FarmError):

@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 Stage = Literal["encode", "denoise", "decode", "interpolate", "upscale", "assemble"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Outcome = Literal["succeeded", "failed", "canceled", "interrupted"]
-Cause = Literal["", "error", "input", "memory", "died"]  # why an attempt failed; `died`: its process ended
+# Why an attempt failed; `died`: its process ended; `overflow`: what it put out was not finite.
+Cause = Literal["", "error", "input", "memory", "died", "overflow"]
 
 
 Settings = tuple[tuple[str, Any], ...]  # a family's own constants, from the checkpoint's JSON files and its card

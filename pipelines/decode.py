@@ -15,6 +15,7 @@ from safetensors.torch import load
 
 from farm.task import Decode
 from pipelines.family import Family, family_of
+from pipelines.finite import check_finite
 from pipelines.frames import write_lossless
 from pipelines.load import best_device, load_component, resident
 from pipelines.parallel import Gang
@@ -57,6 +58,7 @@ class Stage:
                 if request.halo_latents:  # the first latent frame stands for one frame, the others for as many each
                     each = (video_CTHW.shape[1] - 1) // (stretch.shape[2] - 1)
                     video_CTHW = video_CTHW[:, -each * (stretch.shape[2] - request.halo_latents) :]
+                self._check(video_CTHW)
                 frames = [as_uint8(video_CTHW)]
             else:
                 frames = self._decode_on(family, request, stretch, progress)
@@ -81,11 +83,15 @@ class Stage:
         begin = halo if stream.position else 0
         for i in range(begin, total):
             made_CTHW = stream.decode_next(stretch[:, :, i : i + 1])
+            self._check(made_CTHW)
             if i >= halo:
                 frames.append(as_uint8(made_CTHW))
             progress.advance(i + 1 - begin, total - begin)
         self._keep(stream)
         return frames
+
+    def _check(self, video_CTHW: torch.Tensor) -> None:
+        check_finite({"frames": video_CTHW}, "a frame that decode has made", {"vae": self.vae})
 
     def _stream_after(self, family: Family, halo: torch.Tensor, *, is_start: bool) -> Any:
         """The stream that has decoded exactly this halo last, or a new one that has decoded nothing."""

@@ -21,6 +21,7 @@ from farm.task import Denoise
 from pipelines.checkpoint import StepState, pack, unpack
 from pipelines.continuity import anchored, blend, free_noise, grids_of
 from pipelines.family import Family, Given, Predict, Run, Tensors, family_of, step_of
+from pipelines.finite import check_finite
 from pipelines.load import best_device, load_component, resident, speed_up
 from pipelines.loras import use_loras
 from pipelines.parallel import Gang, Split
@@ -31,7 +32,7 @@ PREVIEW_EVERY_S = 1.0  # a preview costs some 6 ms; nobody looks more often
 
 def denoise(
     latents_BCFHW: torch.Tensor, *, family: Family, run: Run, predict: Predict, progress: Progress,
-    rgb_matrix: Matrix = (),
+    components: Mapping[str, Any], rgb_matrix: Matrix = (),
 ) -> torch.Tensor:  # fmt: skip
     """Take noise to latents, from the start or from where another process has stopped (`progress.saved`).
 
@@ -40,14 +41,21 @@ def denoise(
         run: with a scheduler whose timesteps are set.
         predict: the family's model with its guidance: (latents, timestep) to a prediction of the latents' shape.
         rgb_matrix: for previews, one row a latent channel, then the bias.
+        components: what predicts, looked at when latents are not finite.
     Raises:
         TaskCanceled, Halted: between two steps.
+        InputError, NotFinite: latents are not finite, at a checkpoint or at the end.
     """
     scheduler, steps = run.scheduler, len(run.scheduler.timesteps)
     if progress.saved is not None:
         state = unpack(progress.saved, scheduler, device=str(latents_BCFHW.device), generator=run.generator)
         latents_BCFHW, progress.resumed_at, run.carried = state.latents, state.step, state.extra
     done = progress.resumed_at
+
+    def keep(state: StepState) -> bytes:
+        check_finite({"latents": state.latents}, f"denoise's latent after step {state.step} of {steps}", components)
+        return pack(state, scheduler, run.generator)
+
     progress.advance(done, steps)
     shown_at = time.monotonic()
     for i, t in enumerate(scheduler.timesteps[done:], start=done):
@@ -56,8 +64,8 @@ def denoise(
         latents_BCFHW = family.step(run, prediction, t, latents_BCFHW)
         if time.monotonic() - shown_at > PREVIEW_EVERY_S:
             progress.preview, shown_at = preview_png(latents_BCFHW, rgb_matrix), time.monotonic()
-        state = StepState(i + 1, latents_BCFHW, run.carried)
-        progress.advance(i + 1, steps, partial(pack, state, scheduler, run.generator))
+        progress.advance(i + 1, steps, partial(keep, StepState(i + 1, latents_BCFHW, run.carried)))
+    check_finite({"latents": latents_BCFHW}, f"denoise's latent after step {steps} of {steps}", components)
     return latents_BCFHW
 
 
@@ -147,6 +155,7 @@ class Stage:
             ),
             progress=progress,
             rgb_matrix=self.card.latent_rgb,
+            components=self.components,
         )
         return Result(save({"latents": family.end(run, latents_BCFHW).cpu().contiguous()}))
 

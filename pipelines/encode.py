@@ -14,6 +14,7 @@ from safetensors.torch import save
 
 from farm.task import EmbedFrames, EncodeFrames, EncodeText, Known
 from pipelines.family import Pictures, Tensors, family_of
+from pipelines.finite import check_finite
 from pipelines.frames import Frame, read_lossless
 from pipelines.load import best_device, load_component, resident
 from pipelines.parallel import Gang
@@ -45,6 +46,7 @@ class Stage:
         """Returns safetensors: `embeds` (1, tokens, dim) of a prompt and its kin, `latents` (1, C, F, H, W) ..."""
         with resident(self.components.values(), device=self.device, offload=self.offload):
             made = self._encode(request, inputs)
+            check_finite(made, f"what encode makes of {_words(request)}", self.components)
         progress.advance(1, 1)
         return Result(save({k: v.cpu().contiguous() for k, v in made.items()}))
 
@@ -59,6 +61,10 @@ class Stage:
             case EmbedFrames():
                 return family.embed_frames(components, request, read_known(request.known, inputs))
         raise TypeError(f"encode takes EncodeText, EncodeFrames or EmbedFrames, got {type(request).__name__}")
+
+
+def _words(request: Any) -> str:
+    return f"the prompt {request.prompt[:60]!r}" if isinstance(request, EncodeText) else "known frames"
 
 
 def read_known(known: Known, inputs: Sequence[Artifact]) -> Pictures:

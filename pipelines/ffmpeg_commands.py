@@ -16,7 +16,8 @@ from farm.film.film import ENCODERS
 from farm.task import JoinClips, MixFrames, WriteClip
 
 GOP_S = 2.0  # seconds between keyframes at most: what players and cutters expect
-BT709 = {"color_primaries": "bt709", "color_trc": "bt709", "colorspace": "bt709", "color_range": "tv"}
+BT709 = {"color_primaries": "bt709", "color_trc": "bt709", "colorspace": "bt709"}  # by setparams: ffmpeg 9 ignores
+# -color_primaries and -color_trc of an output, and mp4 has no `colr` then
 
 
 def encoder_options(codec: str, *, crf: int, gop: int) -> dict[str, Any]:
@@ -44,10 +45,10 @@ def write_clip_command(request: WriteClip, *, width_px: int, height_px: int, tar
     scaled = source.filter(
         "scale", request.width_px, request.height_px, flags="lanczos+accurate_rnd+full_chroma_int",
         out_color_matrix="bt709", out_range="tv",
-    ).filter("format", pixels)  # fmt: skip
+    ).filter("format", pixels).filter("setparams", **BT709)  # fmt: skip
     options = encoder_options(request.codec, crf=request.crf, gop=max(1, round(GOP_S * numerator / denominator)))
     written = scaled.output(
-        target, **options, **BT709, threads=1, flags="+bitexact", fflags="+bitexact", map_metadata=-1
+        target, **options, color_range="tv", threads=1, flags="+bitexact", fflags="+bitexact", map_metadata=-1
     )
     return _command(written)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from farm.task import Attempt
 
 MAX_FAILURES = 3
+MAX_OVERFLOWS = 2  # outputs that are not finite, of one task
 MAX_TASKS_FAILED = 3  # different tasks that a replica may fail before it is replaced
 MAX_REPLICAS_REPLACED = 2  # on one node, before that is avoided
 
@@ -47,6 +48,9 @@ def after_failure(
     counted = [a for a in failures if a.cause != "memory"]
     if last.outcome == "failed" and last.cause == "input":
         return GiveUp(last.reason)
+    overflows = [a for a in failures if a.cause == "overflow"]
+    if len(overflows) >= MAX_OVERFLOWS:  # once more elsewhere, where a GPU is at fault; the same sums give the same
+        return GiveUp(overflows[-1].reason)
     if len(counted) >= limit:
         return GiveUp(f"{len(counted)} attempts failed; the last: {last.reason}")
     avoid = frozenset(a.replica for a in counted)

@@ -50,6 +50,8 @@ MEMORY = {"p": (0.0, 8.0), "q": (0.0, 16.0)}
         ([attempt("interrupted")] * 9, Retry()),
         ([attempt("interrupted"), attempt("failed"), attempt("failed")], Retry(frozenset({"r0"}))),
         ([attempt("failed", cause="input")], GiveUp("out of luck")),
+        ([attempt("failed", cause="overflow")], Retry(frozenset({"r0"}))),
+        ([attempt("failed", cause="overflow"), attempt("failed", "r1", cause="overflow")], GiveUp("out of luck")),
         ([short("p")], Retry(pools=frozenset({"p"}), frugal=True)),
         ([short("p"), short("p", frugal=True)], Retry(pools=frozenset({"q"}), frugal=True)),
         ([short("q"), attempt("interrupted"), short("p", frugal=True)], Retry(pools=frozenset({"q"}), frugal=True)),

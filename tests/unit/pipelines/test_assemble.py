@@ -7,6 +7,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -52,10 +53,32 @@ def test_a_film_of_each_codec_is_exact_and_repeatable(codec: str) -> None:
             stream = film.streams.video[0]
             times = [float(f.pts * f.time_base) for f in film.decode(stream)]
             assert (stream.width, stream.height, stream.average_rate) == (128, 96, 24)
-            assert stream.codec_context.colorspace == 1
+            assert colours_of(stream) == BT709
             assert film.metadata["title"] == "x=1; #é"
             assert len(film.chapters()) == 2
         assert times == pytest.approx([i / 24 for i in range(54)], abs=0.0006)  # Matroska counts milliseconds
+
+
+BT709 = (1, 1, 1, 1)  # primaries, transfer, matrix; limited range: ITU-T H.273, and FFmpeg's AVCOL_RANGE_MPEG
+
+
+def colours_of(stream: Any) -> tuple[int, ...]:
+    context = stream.codec_context
+    return (context.color_primaries, context.color_trc, context.colorspace, context.color_range)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_clip_and_its_film_say_which_colours_they_have(codec: str) -> None:
+    """Probed in the files made. A player that is told nothing guesses, and SD sizes are then shown as BT.601."""
+    stage, container = Stage(), CODECS[codec][0]
+    clip = stage.run(clip_request(codec), [moving_square()], Progress()).artifact
+    film = stage.run(JoinClips(container, (("one", 27),), "24/1", ()), [clip], Progress()).artifact
+    for path in (clip, film):
+        with av.open(str(path)) as opened:
+            assert colours_of(opened.streams.video[0]) == BT709
+        if container in ("mp4", "mov"):  # the box that players read before they look into the stream
+            at = path.read_bytes().index(b"colrnc")
+            assert path.read_bytes()[at + 8 : at + 14] == bytes([0, 1, 0, 1, 0, 1])
 
 
 def test_a_fraction_of_a_frame_rate_is_kept() -> None:
@@ -86,11 +109,11 @@ def test_every_encoder_is_told_to_use_one_thread_and_bitexact_flags() -> None:
         for option, value in (
             ("-threads", "1"),
             ("-flags", "+bitexact"),
-            ("-colorspace", "bt709"),
             ("-pix_fmt", "rgb24"),
         ):
             assert command[command.index(option) + 1] == value
         assert "out_color_matrix=bt709" in " ".join(command)
+        assert "setparams=" in " ".join(command)
 
 
 def test_joining_copies_packets() -> None:

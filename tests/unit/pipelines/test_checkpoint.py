@@ -95,7 +95,7 @@ def loop(latents: torch.Tensor, predict: Any, progress: Progress) -> torch.Tenso
     scheduler.set_timesteps(STEPS)
     request = Denoise("wan", "text", tuple(latents.shape), STEPS, 1.0, 1.0, 0, ())
     run = Run(request, scheduler, torch.Generator(), Given({}, None))
-    return denoise(latents, family=family_of("wan"), run=run, predict=predict, progress=progress)
+    return denoise(latents, family=family_of("wan"), run=run, predict=predict, progress=progress, components={})
 
 
 def test_a_halted_loop_keeps_its_state_first_and_another_one_goes_on() -> None:

@@ -174,3 +174,17 @@ def sha256_of(file: Path) -> str:
     import hashlib
 
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_lora_that_is_not_finite_is_bad_input(tmp_path: Path) -> None:
+    case = CASES["wan, text"]
+    folder = save_model(case.make, tmp_path / "model")
+    file = write_lora(stock_pipeline(case, folder), tmp_path / "lora.safetensors", seed=1)
+    weights = load_file(file)
+    name = sorted(weights)[0]
+    weights[name].view(-1)[0] = float("nan")
+    save_file(weights, file)
+    board, _, _ = board_of(case, tmp_path)
+    board["loras"] = [{"path": str(file)}]
+    with pytest.raises(InputError, match=r"transformer\..*lora.*must hold finite numbers"):
+        run(board, folder, {sha256_of(file): file})
