@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from farm.pools.pools import (
 from farm.store.journal import Owner
 
 HAPROXY_ENVIRONMENT = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+REACH_S = 5.0  # for a cluster to answer a connection
 MAX_TEMP_PATH = 20  # our folder, Ray's session and a Unix socket add 79 characters, and 107 are allowed
 
 
@@ -98,14 +100,13 @@ class Connection:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "longtake"}
         try:
             if address is None:
-                self._start(pools, quiet)
+                self._start_patiently(pools, quiet)
             else:
+                check_reachable(address)
                 ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as e:
             self.close()
             reason = str(e).strip().splitlines()[0]
-            if address is None:
-                raise RenderError(f"a local Ray could not be started: {reason}") from e
             raise InputError(f"--address must name a running Ray cluster, got {address!r}: {reason}") from None
         except SystemExit:  # Ray's own handler of SIGTERM
             self.close()
@@ -113,6 +114,21 @@ class Connection:
         except BaseException:
             self.close()
             raise
+
+    def _start_patiently(self, pools: Mapping[str, Pool], quiet: dict[str, Any]) -> None:
+        """Start a local Ray; once more where it has not come up in time, as on a busy machine.
+
+        Raises:
+            RenderError: it has not come up the second time either.
+        """
+        for is_last in (False, True):
+            try:
+                return self._start(pools, quiet)
+            except Exception as e:  # Ray raises plain ones, too ("The current node timed out during startup")
+                self.close()
+                if is_last:
+                    reason = str(e).strip().splitlines() or [type(e).__name__]
+                    raise RenderError(f"a local Ray could not be started, tried twice: {reason[0]}") from e
 
     def _start(self, pools: Mapping[str, Pool], quiet: dict[str, Any]) -> None:
         import ray
@@ -142,6 +158,22 @@ class Connection:
             ray.shutdown()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def check_reachable(address: str) -> None:
+    """Refuse an address at which nobody listens: Ray itself waits for minutes, and says nothing.
+
+    Raises:
+        InputError: there is nobody, with the address that was meant.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", and whatever else Ray may know
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    except OSError as e:
+        told = f"--address (or RAY_ADDRESS) must name a running Ray cluster, got {address!r}: {e}"
+        raise InputError(f"{told}; leave it out, or unset RAY_ADDRESS, for a Ray of this machine's own") from None
 
 
 def haproxy_environment(folder: Path) -> dict[str, str]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
@@ -18,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from cluster.cli.answer import Answer
+from farm.document import suggest
 from farm.errors import InputError, Problem, RenderError, StoreError
 
 COMMANDS = {  # name: what it does
@@ -48,8 +51,23 @@ ORDERS = ("pause", "resume", "cancel", "requeue", "priority")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Whatever happens, its exit code is one of those above, and `--json` prints its object."""
     words = sys.argv[1:] if argv is None else argv
-    parser = make_parser(next((word for word in words if word in COMMANDS), ""))
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read us has seen enough, as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _run(words: Sequence[str]) -> int:
+    called = next((word for word in words if not word.startswith("-")), "")
+    if called and called not in COMMANDS:
+        told = Problem(f"there is no command {called!r}{suggest(called, COMMANDS)}")
+        return Answer(as_json="--json" in words).fail(2, [told])
+    parser = make_parser(called)
     try:
         args = parser.parse_args(words)
     except SystemExit as e:
@@ -60,12 +78,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.run(args, answer))
     except InputError as e:
         return answer.fail(2, e.problems)
+    except BrokenPipeError:
+        raise
     except (RenderError, StoreError, OSError) as e:
         return answer.fail(3, [Problem(str(e))])
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter is what Ray makes of SIGTERM
         return answer.fail(130, [Problem("interrupted; the same command goes on where it stopped")])
+    except Exception as e:  # noqa: BLE001  # a fault of ours, or of a library: the contract of exit codes holds for it too
+        if os.environ.get("LONGTAKE_TRACEBACK"):
+            traceback.print_exc()
+        return answer.fail(3, [Problem(unexpected(e))])
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def unexpected(error: Exception) -> str:
+    """One sentence about an error that nobody has thought of."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    reason = str(error).strip().splitlines() or ["no reason given"]
+    told = f"unexpected {type(error).__name__} at {where.filename.rpartition('/')[2]}:{where.lineno}: {reason[0][:500]}"
+    return f"{told}; what is finished stays in the store; LONGTAKE_TRACEBACK=1 shows where it comes from"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

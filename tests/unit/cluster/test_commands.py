@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli import fetch
+from cluster.cli import fetch, models
 from cluster.cli.doctor import examine
 from cluster.cli.main import main
 from cluster.cli.progress import Lines, duration, summary
@@ -156,3 +156,60 @@ def test_fetch_brings_rifes_weights_or_says_why_not(
 def test_fetch_of_a_model_that_is_nowhere_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fetch", "nobody/nothing"]) == 2
     assert "nobody/nothing" in capsys.readouterr().err
+
+
+# -- whatever leaves main
+
+
+def test_an_error_that_nobody_has_thought_of_keeps_the_contract(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: str | None) -> object:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(models, "model_rows", broken)
+    assert main(["models", "--json"]) == 3
+    told = capsys.readouterr()
+    answer = json.loads(told.out.splitlines()[-1])
+    assert answer["status"] == "failed" and "unexpected ZeroDivisionError" in answer["errors"][0]["message"]
+    assert "Traceback" not in told.err
+    monkeypatch.setenv("LONGTAKE_TRACEBACK", "1")
+    assert main(["models"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_ray_makes_of_sigterm_is_an_interruption(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "model_rows", lambda path: sys.exit(15))
+    assert main(["models", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["status"] == "canceled"
+
+
+def test_a_mistyped_command_is_told_which_one_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rendr", "film.yaml", "--json"]) == 2
+    told = capsys.readouterr()
+    assert "there is no command 'rendr'; did you mean render?" in told.err
+    assert json.loads(told.out.splitlines()[-1])["errors"]
+
+
+def test_a_pipe_that_is_closed_is_silent() -> None:
+    command = f"{Path(sys.executable).with_name('farm')} schema | head -c 10"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_address_at_which_nobody_listens_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from serving import free_port
+
+    board = tmp_path / "film.yaml"
+    board.write_text("shots: [{id: a, prompt: a red ball, frames: 9}]\n")
+    address = f"127.0.0.1:{free_port()}"
+    assert main(["render", str(board), "--store", str(tmp_path / "s"), "--address", address]) == 2
+    told = capsys.readouterr().err
+    assert address in told and "unset RAY_ADDRESS" in told
+    assert not (tmp_path / "s").exists()
