@@ -80,10 +80,26 @@ def read_known(known: Known, inputs: Sequence[Artifact]) -> Pictures:
     return Pictures(list(first), between, last, references)
 
 
+def as_rgb(picture: Image.Image, *, around: str = "black") -> Image.Image:
+    """A picture of any format as RGB (docs/pictures.md).
+
+    Transparency shows `around`, never the colour that lies hidden under it; that of a palette, too. Gray of 16 bits is
+    scaled: Pillow clips it to white. Whatever else there is (gray, palettes, CMYK) is as Pillow converts it.
+    """
+    if picture.mode.startswith("I"):  # PNG of 16 bits: I;16, or I in 32
+        gray = np.asarray(picture).astype(np.float64) / 257
+        return Image.fromarray(gray.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        ground = Image.new("RGBA", picture.size, around)
+        return Image.alpha_composite(ground, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
 def fit_picture(data: bytes, known: Known, fit: str, *, around: str = "black") -> Frame:
     """A picture at the film's size, RGB, turned as its EXIF says; resized by Lanczos, as stock diffusers does."""
     with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB")
+        picture = as_rgb(ImageOps.exif_transpose(opened), around=around)
     size = (known.width_px, known.height_px)
     if fit == "cover":
         picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)

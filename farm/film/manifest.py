@@ -1,8 +1,9 @@
 """A manifest: many films as rows, and the template storyboard that they fill in.
 
-Parquet, JSON lines and CSV are tables of columns; a folder of storyboards is a manifest of one column. In a template a
-text may hold `{column}`. A text that is nothing else takes the column's value as it is, a number as a number, and its
-key is left out where the row has none; anywhere else the value is written into the text. `{{` and `}}` are braces.
+Parquet, JSON lines and CSV (with commas, semicolons or tabs) are tables of columns; a folder of storyboards is a
+manifest of one column. In a template a text may hold `{column}`. A text that is nothing else takes the column's value
+as it is, a number as a number, and its key is left out where the row has none; anywhere else the value is written
+into the text. `{{` and `}}` are braces.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from farm.errors import InputError, Problem
 STORYBOARD = "storyboard"  # the column of a whole storyboard, where there is no template
 MAX_BYTES = 2**30
 KINDS = (".parquet", ".jsonl", ".csv")
+DELIMITERS = (",", ";", "\t")
+DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 ABSENT: Any = object()
 
 
@@ -36,6 +40,8 @@ class Row:
     values: Mapping[str, Any]
     place: str
     is_text: bool = False  # CSV: numbers come as texts
+    fault: str = ""  # why it cannot be used: it has too few fields, or too many
+    has_decimal_commas: bool = False
 
 
 def read_manifest(uri: str) -> list[Row]:
@@ -57,10 +63,11 @@ def read_manifest(uri: str) -> list[Row]:
         raise InputError(f"the manifest {uri!r} cannot be read: {e}") from None
     if len(data) > MAX_BYTES:
         raise InputError(f"a manifest must have at most {MAX_BYTES >> 20} MiB, got {len(data) >> 20}")
-    rows = _rows_of(data, path.rsplit(".", 1)[-1], uri)
+    kind = path.rsplit(".", 1)[-1]
+    rows = _csv_rows(data, uri) if kind == "csv" else _rows_of(data, kind, uri)
     if not rows:
         raise InputError(f"the manifest {uri!r} has no rows")
-    return [Row(i, values, f"{uri}: row {i}", path.endswith(".csv")) for i, values in enumerate(rows)]
+    return rows
 
 
 def _read_folder(fs: Any, path: str, uri: str) -> list[Row]:
@@ -70,21 +77,41 @@ def _read_folder(fs: Any, path: str, uri: str) -> list[Row]:
     return [Row(i, {STORYBOARD: fs.cat_file(n).decode("utf-8-sig", "replace")}, n) for i, n in enumerate(names)]
 
 
-def _rows_of(data: bytes, kind: str, uri: str) -> list[dict[str, Any]]:
+def _rows_of(data: bytes, kind: str, uri: str) -> list[Row]:
+    """Of Parquet and of JSON lines, which end in line feeds alone: U+2028 may stand inside a text."""
     try:
         if kind == "parquet":
-            rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
-            return rows
-        text = data.decode("utf-8-sig")
-        if kind == "csv":
-            return [dict(row) for row in csv.DictReader(io.StringIO(text), strict=True)]
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, OSError, csv.Error) as e:
+            found: list[Any] = pq.read_table(io.BytesIO(data)).to_pylist()
+        else:
+            found = [json.loads(line) for line in data.decode("utf-8-sig").split("\n") if line.strip()]
+    except (ValueError, OSError) as e:
         raise InputError(f"the manifest {uri!r} cannot be read: {e}") from None
-    for i, row in enumerate(rows):
+    for i, row in enumerate(found):
         if not isinstance(row, dict):
             raise InputError(f"the manifest {uri!r} must have a JSON object on each line, got {row!r} in row {i}")
-    return rows
+    return [Row(i, values, f"{uri}: row {i}") for i, values in enumerate(found)]
+
+
+def _csv_rows(data: bytes, uri: str) -> list[Row]:
+    """Of a table as spreadsheets save it: commas, semicolons or tabs, whichever the first line has most of."""
+    try:
+        text = data.decode("utf-8-sig")
+        head = text.partition("\n")[0]
+        delimiter = max(DELIMITERS, key=head.count)  # the first of equals
+        lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+        columns, *rows = [line for line in lines if line] or [[]]
+    except (ValueError, csv.Error) as e:
+        raise InputError(f"the manifest {uri!r} cannot be read: {e}") from None
+    if twice := sorted({c for c in columns if columns.count(c) > 1}):
+        raise InputError(f"the manifest {uri!r} must have columns of different names, got {twice[0]!r} twice")
+    made = []
+    for i, fields in enumerate(rows):
+        fault = ""
+        if len(fields) != len(columns):
+            fault = f"must have {len(columns)} fields ({', '.join(columns)}), got {len(fields)}"
+        values = dict(zip(columns, fields, strict=False))
+        made.append(Row(i, values, f"{uri}: row {i}", True, fault, has_decimal_commas=delimiter != ","))
+    return made
 
 
 class Template:
@@ -116,6 +143,8 @@ def storyboard_of(row: Row, template: Template | None) -> str:
     Raises:
         InputError: see `Template.fill`; or there is neither.
     """
+    if row.fault:
+        raise InputError(Problem(f"the row {row.fault}", file=row.place))
     if template is not None:
         return template.fill(row)
     text = row.values.get(STORYBOARD)
@@ -150,12 +179,14 @@ def _text(text: str, row: Row) -> Any:
             raise InputError(Problem(f"the template's {{{name}}} must be a column: {known}", file=row.place))
     if len(parts) == 1 and not parts[0][0]:
         value = row.values[str(parts[0][1])]
-        return ABSENT if value is None or value == "" else _number(value) if row.is_text else value
+        return ABSENT if value is None or value == "" else _number(value, row) if row.is_text else value
     return "".join(literal + ("" if name is None else _plain(row.values[name])) for literal, name, _, _ in parts)
 
 
-def _number(text: Any) -> Any:
-    """A text of CSV that is a number in a storyboard is one here."""
+def _number(text: Any, row: Row) -> Any:
+    """A text of CSV that is a number in a storyboard is one here; with a decimal comma where commas part no fields."""
+    if row.has_decimal_commas and DECIMAL_COMMA.fullmatch(text):
+        text = text.replace(",", ".")
     try:
         read = yaml.load(text, Loader=Loader)  # plain scalars of YAML 1.2 alone
     except yaml.YAMLError:

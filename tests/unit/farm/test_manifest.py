@@ -98,3 +98,53 @@ def test_what_is_no_manifest(name: str, data: bytes | None, told: str, tmp_path:
 def test_without_a_template_the_storyboard_is_a_column() -> None:
     with pytest.raises(InputError, match="must have a column 'storyboard'; this one has name, seed"):
         storyboard_of(Row(0, ROWS[0], "here"), None)
+
+
+# -- tables as spreadsheets save them
+
+FIELD = Path(__file__).parents[2] / "data" / "field" / "tables"
+
+
+def test_semicolons_and_decimal_commas_are_read() -> None:
+    template = Template((FIELD / "t.yaml").read_bytes(), file="t.yaml")
+    (row,) = read_manifest(str(FIELD / "semicolon.csv"))
+    board = yaml.safe_load(storyboard_of(row, template))
+    assert board["seed"] == 7 and board["shots"] == [{"id": "a", "prompt": "a red ball", "seconds": 2.5}]
+
+
+def test_rows_with_too_few_or_too_many_fields_are_refused_alone_with_the_reason(tmp_path: Path) -> None:
+    template = Template((FIELD / "t.yaml").read_bytes(), file="t.yaml")
+    rows = read_manifest(str(FIELD / "short.csv"))
+    for row, got in zip(rows, (2, 5), strict=True):
+        with pytest.raises(InputError, match=rf"must have 4 fields \(colour, sec, seed, image\), got {got}"):
+            storyboard_of(row, template)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_any_of_three_delimiters_and_a_mark_of_byte_order(delimiter: str, tmp_path: Path) -> None:
+    path = tmp_path / "films.csv"
+    lines = [["colour", "sec", "seed", "image"], ['"light; red, or so"', "2", "7", ""]]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(delimiter.join, lines)).encode())
+    (row,) = read_manifest(str(path))
+    assert row.values["colour"] == "light; red, or so" and row.values["seed"] == "7" and not row.fault
+
+
+def test_a_comma_is_no_decimal_comma_where_commas_part_fields(tmp_path: Path) -> None:
+    path = tmp_path / "films.csv"
+    path.write_text('colour,sec,seed,image\nred,"2,5",7,\n')
+    (row,) = read_manifest(str(path))
+    board = yaml.safe_load(storyboard_of(row, Template((FIELD / "t.yaml").read_bytes(), file="t.yaml")))
+    assert board["shots"][0]["seconds"] == "2,5"  # which the storyboard's schema then refuses
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "films.csv"
+    path.write_text("a,b,a\n1,2,3\n")
+    with pytest.raises(InputError, match="different names, got 'a' twice"):
+        read_manifest(str(path))
+
+
+def test_a_line_separator_inside_a_text_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "films.jsonl"
+    path.write_text(json.dumps({"storyboard": "a\u2028b"}, ensure_ascii=False) + "\n")
+    assert [row.values["storyboard"] for row in read_manifest(str(path))] == ["a\u2028b"]
