@@ -28,7 +28,9 @@ class Frozen:
 
 
 FROZEN: dict[type, Frozen] = {
-    t.EncodeText: Frozen("EncodeText", ("family", "prompt", "max_tokens"), {"known": None, "settings": ()}, 3),
+    t.EncodeText: Frozen(
+        "EncodeText", ("family", "prompt", "max_tokens"), {"known": None, "settings": (), "keep_chars": 0}, 3
+    ),
     t.SourceFile: Frozen("SourceFile", ("sha256",), version=1),
     t.EncodeFrames: Frozen("EncodeFrames", ("family", "known"), {"num_frames": 0, "seed": None, "settings": ()}, 3),
     t.EmbedFrames: Frozen("EmbedFrames", ("family", "known"), version=2),

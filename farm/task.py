@@ -16,6 +16,7 @@ Outcome = Literal["succeeded", "failed", "canceled", "interrupted"]
 Cause = Literal["", "error", "input", "memory", "died", "overflow"]
 
 
+SPECIAL_TOKENS = 2  # at most, that a tokenizer adds to a prompt
 Settings = tuple[tuple[str, Any], ...]  # a family's own constants, from the checkpoint's JSON files and its card
 
 
@@ -53,6 +54,12 @@ class EncodeText:
     max_tokens: int
     known: Known | None = None  # of text encoders that look at the first frame
     settings: Settings = ()
+    keep_chars: int = 0  # at its end, that are kept where it is longer than the encoder reads: style and marks
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether it may be longer than the encoder reads: a token has a byte at least, special ones apart."""
+        return len(self.prompt.encode()) + SPECIAL_TOKENS > self.max_tokens
 
 
 @dataclass(frozen=True)

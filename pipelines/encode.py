@@ -18,6 +18,7 @@ from pipelines.finite import check_finite
 from pipelines.frames import Frame, read_lossless
 from pipelines.load import best_device, load_component, resident
 from pipelines.parallel import Gang
+from pipelines.prompts import fitted
 from pipelines.stage import Artifact, Progress, Result, as_bytes
 
 PRECISE = ("vae", "image_encoder")  # small, and in float32 in diffusers' examples of Wan whatever the rest is in
@@ -44,11 +45,14 @@ class Stage:
     @torch.no_grad()
     def run(self, request: Any, inputs: Sequence[Artifact], progress: Progress) -> Result:
         """Returns safetensors: `embeds` (1, tokens, dim) of a prompt and its kin, `latents` (1, C, F, H, W) ..."""
+        cut: dict[str, Any] = {}
+        if isinstance(request, EncodeText):
+            request, cut = fitted(request, self.components["tokenizer"])
         with resident(self.components.values(), device=self.device, offload=self.offload):
             made = self._encode(request, inputs)
             check_finite(made, f"what encode makes of {_words(request)}", self.components)
         progress.advance(1, 1)
-        return Result(save({k: v.cpu().contiguous() for k, v in made.items()}))
+        return Result(save({k: v.cpu().contiguous() for k, v in made.items()}), {"cut": cut} if cut else {})
 
     def _encode(self, request: Any, inputs: Sequence[Artifact]) -> Tensors:
         family, components = family_of(request.family), self.components

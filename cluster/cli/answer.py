@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from farm.errors import Problem
@@ -21,7 +21,7 @@ class Answer:
         self.data: dict[str, Any] = {
             "job": None, "status": "failed", "film": None, "width": None, "height": None, "fps": None, "frames": None,
             "seconds": None, "shots": [], "tasks": {"total": 0, "run": 0, "reused": 0, "retried": 0}, "wall_s": 0.0,
-            "stage_s": {}, "seams": [], "errors": [],
+            "stage_s": {}, "seams": [], "warnings": [], "errors": [],
         }  # fmt: skip
 
     def tell_film(self, film: Film, job: str) -> None:
@@ -31,6 +31,12 @@ class Answer:
             "job": job, "width": width, "height": height, "fps": film.output_fps, "frames": film.num_delivered,
             "seconds": film.num_delivered / film.output_fps, "shots": shots,
         }  # fmt: skip
+
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Tell of what is not as it may have been meant, though nothing is at fault."""
+        for warning in warnings:
+            self.data["warnings"].append(Problem(warning).as_json())
+            print(f"farm: warning: {warning}", file=sys.stderr)
 
     def fail(self, code: int, problems: Sequence[Problem]) -> int:
         statuses = {2: "failed", 3: "failed", 130: "canceled"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 
 from cluster.cli.answer import Answer
@@ -19,8 +18,7 @@ add = add_storyboard
 def run(args: argparse.Namespace, answer: Answer) -> int:
     order = read_order(args, answer, target=Target())
     answer.data["status"] = "planned"
-    for warning in order.warnings:
-        print(f"farm: warning: {warning}", file=sys.stderr)
+    answer.warn(order.warnings)
     why = summary(order.plan, reasons(order.store, order.job, order.plan, order.missing))
     if args.json:
         answer.data["why"] = why

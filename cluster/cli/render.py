@@ -18,7 +18,7 @@ from cluster.cli.report import try_to_draw_report
 from cluster.ray import Connection, check_this_machine
 from farm.errors import Problem, RenderError
 from farm.plan.plan import tasks_to_run
-from farm.store.jobs import publish_film, read_seams
+from farm.store.jobs import publish_film, read_seams, read_warnings
 from farm.store.journal import look_at_lease
 
 
@@ -40,8 +40,7 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
         if address and not args.pools:  # pools are then made for the cluster's hardware, and keys depend on them
             connection = stack.enter_context(closing(Connection(address, {})))
         order = read_order(args, answer, target=target, on_cluster=connection is not None)
-        for warning in order.warnings:
-            print(f"farm: warning: {warning}", file=sys.stderr)
+        answer.warn(order.warnings)
         stale = None
         order = with_requeued(order)
         if order.missing and address is None:
@@ -76,6 +75,7 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
         told["clip"] = order.store.place(
             f"films/{order.job.id}/shots/{shot.id}.{order.plan.tasks[shot.clip].extension}"
         )
+    answer.warn(read_warnings(order.store, order.plan))
     answer.data |= {"status": "completed", "film": path, "seams": read_seams(order.store, order.plan)}
     ran, reused = answer.data["tasks"]["run"], answer.data["tasks"]["reused"]
     print(

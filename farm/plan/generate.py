@@ -216,8 +216,10 @@ class ShotPlanner:
         guided = card.is_guided and high > 1  # as in diffusers, the high-noise expert's guidance decides
         texts: dict[str, None] = {}  # keys, in order
 
-        def index_of(prompt: str, label: str) -> int:
-            key = self._encode_text(prompt, label, shot, model, given)
+        style = len(film.style) + 1 if film.style else 0
+
+        def index_of(prompt: str, label: str, keep_chars: int) -> int:
+            key = self._encode_text(prompt, label, shot, model, given, keep_chars=keep_chars)
             texts.setdefault(key)
             return list(texts).index(key)
 
@@ -225,10 +227,12 @@ class ShotPlanner:
         for chunk in chunks:
             mark = f" {card.middle_mark}" if chunk.first_latent and card.middle_mark else ""
             reads = bool(card.components.get("text"))
-            prompt = index_of(f"{shot.prompt_at(chunk.first_frame)}{mark}", shot.id) if reads else None
-            negative = None
+            prompt = negative = None
+            if reads:
+                prompt = index_of(f"{shot.prompt_at(chunk.first_frame)}{mark}", shot.id, style + len(mark))
             if guided and reads:
-                negative = index_of(f"{shot.negative_prompt}{mark}".strip(), "negative prompt")
+                text = f"{shot.negative_prompt}{mark}".strip()
+                negative = index_of(text, "negative prompt", min(len(mark), len(text)))
             slices.append(Slice(chunk.first_latent - begins, chunk.num_latents, prompt, negative))
         rows, columns = film.height_px // card.spatial_factor, film.width_px // card.spatial_factor
         length = given.lead_latents + slices[-1].first_latent + slices[-1].num_latents
@@ -262,9 +266,14 @@ class ShotPlanner:
         self.num_frames[key] = request.num_frames
         return key
 
-    def _encode_text(self, prompt: str, label: str, shot: FilmShot, model: Checkpoint, given: Given) -> str:
+    def _encode_text(
+        self, prompt: str, label: str, shot: FilmShot, model: Checkpoint, given: Given, *, keep_chars: int
+    ) -> str:  # fmt: skip
+        """`keep_chars`: of its end, which are kept where the prompt is longer than the encoder reads."""
         card = model.card
         request = EncodeText(card.family, prompt, card.max_tokens, given.known, card.settings_of("text"))
+        if request.may_be_cut:
+            request = replace(request, keep_chars=keep_chars)
         return self.graph.model_task(
             request, "encode", "text", inputs=given.sources, label=label, shot=shot, model=model, cost=1000
         )

@@ -16,7 +16,8 @@ from farm.models.checkpoint import Checkpoint
 from farm.models.frame_rule import FrameRule
 from farm.plan.plan import Plan
 from farm.plan.sources import source_task
-from farm.store.store import Store
+from farm.store.store import Store, artifact_path, sidecar_path
+from farm.task import EncodeText
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,17 @@ def read_seams(store: Store, plan: Plan) -> list[dict[str, Any]]:
     """All measured joins and cuts of a finished film, in order."""
     lines = [(s.id, line) for s in plan.shots if s.seams for line in store.read(plan.tasks[s.seams]).splitlines()]
     return [{"shot": shot} | json.loads(line) for shot, line in lines]
+
+
+def read_warnings(store: Store, plan: Plan) -> list[str]:
+    """What was lost of prompts that are longer than their encoder reads; known once they are encoded."""
+    found = []
+    for task in plan.tasks.values():
+        if not isinstance(task.request, EncodeText) or not task.request.may_be_cut or not store.has(task):
+            continue
+        cut = store.record(sidecar_path(artifact_path(task))).get("info", {}).get("cut")
+        if cut:
+            lost = f"{cut['lost'][:80]!r}" + (" ..." if len(cut["lost"]) > 80 else "")
+            must = f"the prompt of {task.label} must have at most {cut['limit']} tokens for {task.request.family}"
+            found.append(f"{must}, got {cut['tokens']}; cut: {lost}")
+    return found

@@ -217,3 +217,14 @@ def test_an_earlier_export_is_replaced_and_a_second_one_is_the_same(tiny_wan: Pa
     (out / "000999.png").write_bytes(b"left by an interrupted export")
     assert farm(*argv).code == 0
     assert np.array_equal(read_folder(out), before)
+
+
+def test_what_was_cut_of_a_prompt_is_a_warning_also_of_a_film_that_exists(tmp_path: Path) -> None:
+    board = tmp_path / "film.yaml"
+    board.write_text(f"steps: 1\nshots: [{{id: a, prompt: {' '.join(['a red ball'] * 20)}, frames: 5}}]\n")
+    for _ in range(2):
+        done = farm("render", board, "--store", tmp_path / "store", "--out", tmp_path / "film.mp4", "--json")
+        assert done.code == 0, done.told
+        (warning,) = [w["message"] for w in done.answer["warnings"] if "tokens" in w["message"]]
+        assert "the prompt of a must have at most 32 tokens" in warning and "cut: 'red ball a red ball" in warning
+        assert warning in done.told
