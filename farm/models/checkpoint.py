@@ -29,6 +29,7 @@ from farm.models.fetch import cache_folder, is_elsewhere, local_folder, pinned
 
 BUILTIN_FOLDER = Path(__file__).parents[2] / "pipelines" / "builtin" / "weights"
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # as diffusers and transformers name them
 KNOWN_LIBRARIES = {"diffusers", "transformers"}
 CONFIG_FILES = {  # of components without weights, by how their folders' names begin
     "tokenizer": ("tokenizer.json", "spiece.model", "vocab.json"),
@@ -81,6 +82,11 @@ def find_checkpoint(name: str, *, beside: Path) -> Checkpoint:
         ) from None
     if is_folder:
         return read_checkpoint(folder.resolve(), name=name)
+    if "://" not in name and folder.is_file():
+        raise InputError(
+            f"model must be a folder in diffusers format, got the single file {name!r}: fetch the model's diffusers "
+            "version, or convert it (from_single_file(...) and save_pretrained(folder) of its diffusers pipeline)"
+        )
     if is_elsewhere(name):
         fetched = local_folder(name)
         return replace(read_checkpoint(fetched, name=name), origin=pinned(name, fetched))
@@ -108,6 +114,8 @@ def read_checkpoint(folder: Path, *, name: str) -> Checkpoint:
 
 
 def _examine(folder: Path, *, name: str) -> Checkpoint:
+    if (folder / "modular_model_index.json").is_file() and not (folder / "model_index.json").is_file():
+        raise InputError(f"model {name!r} is a modular repository; use the same model's version with model_index.json")
     index = _read_json(folder / "model_index.json", missing=f"model {name!r} is not in diffusers format")
     kind = index.get("_class_name")
     if not isinstance(kind, str) or kind not in cards.PIPELINES:
@@ -177,6 +185,11 @@ def _check_component(folder: Path, cls: str, *, name: str) -> None:
     if config.is_file():
         if not weights:
             raise InputError(f"model {name!r}: {folder.name}/ has no safetensors weights")
+        if not any((folder / f"{base}{end}").is_file() for base in WEIGHTS for end in ("", ".index.json")):
+            raise InputError(
+                f"model {name!r}: {folder.name}/ must hold {' or '.join(WEIGHTS)} (or its .index.json), got "
+                f"{min(f.name for f in weights)}; rename a variant such as *.fp16.safetensors, or fetch the plain files"
+            )
         if "auto_map" in _read_json(config, missing=""):
             raise InputError(f"model {name!r}: {folder.name} asks for code of its own (auto_map), which is not loaded")
     if not files:

@@ -54,6 +54,20 @@ def garbage(folder: Path) -> None:
     next((folder / "vae").glob("*.safetensors")).write_bytes(b"hello world, this is no checkpoint")
 
 
+def only_a_variant(folder: Path) -> None:
+    weights = next((folder / "vae").glob("*.safetensors"))
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+
+
+def modular(folder: Path) -> None:
+    (folder / "model_index.json").rename(folder / "modular_model_index.json")
+
+
+def one_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_bytes(b"GGUF")
+
+
 def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -99,6 +113,9 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no tokenizer.json": (no_tokenizer, "must have tokenizer.json"),
     "no tensors": (no_tensors, "damaged"),
     "a factor of zero": (no_time, "scale factors must be at least 1"),
+    "only a variant of the weights": (only_a_variant, "got diffusion_pytorch_model.fp16.safetensors; rename"),
+    "a modular repository": (modular, "is a modular repository"),
+    "a single file": (one_file, "got the single file"),
     "weights that are none": (garbage, "not a safetensors file"),
 }
 
