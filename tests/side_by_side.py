@@ -61,6 +61,7 @@ def run(name: str, folder: Path) -> int:
         for process in running.values():
             if process.poll() is None:
                 process.terminate()
+                process.wait(60)
     print(slowest(folder), flush=True)
     return max(codes.values(), key=abs)
 
