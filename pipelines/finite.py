@@ -37,10 +37,14 @@ def check_finite(tensors: Mapping[str, torch.Tensor], what: str, components: Map
 
 
 def bad_weights(module: Any) -> Iterable[str]:
-    """The names of parameters and buffers that are not finite; numbers of a byte cannot be otherwise."""
+    """The names of stored numbers that are not finite; those of a byte cannot be otherwise.
+
+    Buffers that no file holds are left out: a causal mask is full of infinities.
+    """
     if not isinstance(module, torch.nn.Module):
         return
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+    stored = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    for name, tensor in stored.items():
         wide = tensor.is_floating_point() and tensor.element_size() > 1
         if wide and not bool(torch.isfinite(tensor).all()):
             yield name

@@ -131,9 +131,8 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
             template = Template(args.template.read_bytes(), file=str(args.template))
         except OSError as e:
             raise InputError(Problem(f"--template cannot be read: {e.strerror}", file=str(args.template))) from None
-    for row in [row for row in rows if not row.fault][
-        :1
-    ]:  # a template that names what is not there is the batch's fault
+    whole = [row for row in rows if not row.fault]
+    for row in whole[:1]:  # a template that names what is not there is the batch's fault, not a row's
         storyboard_of(row, template)
     store = open_store(args.store)
     store.check()

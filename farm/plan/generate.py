@@ -219,7 +219,7 @@ class ShotPlanner:
         style = len(film.style) + 1 if film.style else 0
 
         def index_of(prompt: str, label: str, keep_chars: int) -> int:
-            key = self._encode_text(prompt, label, shot, model, given, keep_chars=keep_chars)
+            key = self._encode_text(prompt, label, shot, model, given, keep_chars=min(keep_chars, len(prompt)))
             texts.setdefault(key)
             return list(texts).index(key)
 
@@ -232,7 +232,7 @@ class ShotPlanner:
                 prompt = index_of(f"{shot.prompt_at(chunk.first_frame)}{mark}", shot.id, style + len(mark))
             if guided and reads:
                 text = f"{shot.negative_prompt}{mark}".strip()
-                negative = index_of(text, "negative prompt", min(len(mark), len(text)))
+                negative = index_of(text, "negative prompt", len(mark))
             slices.append(Slice(chunk.first_latent - begins, chunk.num_latents, prompt, negative))
         rows, columns = film.height_px // card.spatial_factor, film.width_px // card.spatial_factor
         length = given.lead_latents + slices[-1].first_latent + slices[-1].num_latents

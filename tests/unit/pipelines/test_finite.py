@@ -16,6 +16,7 @@ from actors.worker import cause_of
 from farm.errors import InputError, NotFinite
 from farm.task import Denoise
 from pipelines import denoise as stage_module
+from pipelines.finite import check_finite
 from pipelines.in_process import run_plan
 from pipelines.stage import Progress
 
@@ -91,3 +92,11 @@ def test_weights_are_not_looked_at_while_outputs_are_good(tiny_wan: Path, monkey
 
     monkeypatch.setattr(finite, "bad_weights", lambda module: pytest.fail("a pass over all weights"))
     run_plan(plan_of(BOARD, tiny_wan))
+
+
+def test_an_overflow_is_not_blamed_on_a_causal_mask() -> None:
+    """CLIP and its kin hold masks full of infinities, which no file has given them."""
+    module = torch.nn.Linear(2, 2)
+    module.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1), persistent=False)
+    with pytest.raises(NotFinite, match="an overflow in float32"):
+        check_finite({"embeds": torch.tensor([float("inf")])}, "what encode makes", {"text_encoder": module})
