@@ -12,6 +12,7 @@ from farm.errors import InputError
 from farm.film.interpolation import rife_weights
 from farm.task import Interpolate
 from pipelines import rife_setup
+from pipelines.finite import check_finite
 from pipelines.flow import consistent, flow_between, warp
 from pipelines.frames import Frame, write_lossless
 from pipelines.load import DTYPES, best_device
@@ -59,8 +60,10 @@ def by_rife(model: Rife) -> Between:
     def between(a: Frame, b: Frame, share: float) -> Frame:
         pictures = (torch.from_numpy(f).permute(2, 0, 1)[None].to(parameter.device, parameter.dtype) for f in (a, b))
         x, y = (p / 255 for p in pictures)
-        made: torch.Tensor = model(x, y, share)[0].float().cpu().clamp(0, 1).permute(1, 2, 0)
-        return np.asarray((made * 255).round().to(torch.uint8).numpy())
+        made: torch.Tensor = model(x, y, share)[0]
+        check_finite({"frame": made}, "a frame that interpolate has made", {"rife": model})
+        shown = made.float().cpu().clamp(0, 1).permute(1, 2, 0)
+        return np.asarray((shown * 255).round().to(torch.uint8).numpy())
 
     return between
 

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from farm.errors import InputError
-from farm.film.chunks import cut_into_chunks
+from farm.film.chunks import Chunk, cut_into_chunks
 from farm.film.film import job_id_of
 from farm.film.resolve import resolve
 from farm.film.storyboard import parse_storyboard
@@ -30,14 +30,19 @@ from pipelines import continuity, denoise
 from pipelines.stage import Progress, as_bytes
 
 
-@given(longest=st.integers(2, 9), overlap=st.integers(1, 8), num_frames=st.integers(1, 300))
-def test_weights_of_slices_add_up_to_one(longest: int, overlap: int, num_frames: int) -> None:
-    assume(overlap < longest)
+def chunks_of(num_frames: int, *, longest: int, overlap: int) -> list[Chunk]:
+    """A shot's chunks of `longest` latent frames at most, of which `overlap` are shared."""
     rule = FrameRule(4, 1)
-    chunks = cut_into_chunks(
+    return cut_into_chunks(
         num_frames=num_frames, chunk_frames=rule.num_frames(longest), overlap_frames=rule.num_frames(overlap),
         rule=rule, context="latents",
     )  # fmt: skip
+
+
+@given(longest=st.integers(2, 9), overlap=st.integers(1, 8), num_frames=st.integers(1, 300))
+def test_weights_of_slices_add_up_to_one(longest: int, overlap: int, num_frames: int) -> None:
+    assume(overlap < longest)
+    chunks = chunks_of(num_frames, longest=longest, overlap=overlap)
     slices = [Slice(c.first_latent, c.num_latents, 0, None) for c in chunks]
     weights = continuity.blend_weights(slices)
     total = torch.zeros(slices[-1].first_latent + slices[-1].num_latents)
@@ -59,11 +64,7 @@ def test_a_constant_prediction_is_blended_to_itself() -> None:
 @given(num_frames=st.integers(30, 300), longest=st.integers(3, 9), overlap=st.integers(1, 4), step=st.integers(0, 9))
 def test_shifted_grids_cover_every_frame(num_frames: int, longest: int, overlap: int, step: int) -> None:
     assume(overlap < longest)
-    rule = FrameRule(4, 1)
-    chunks = cut_into_chunks(
-        num_frames=num_frames, chunk_frames=rule.num_frames(longest), overlap_frames=rule.num_frames(overlap),
-        rule=rule, context="latents",
-    )  # fmt: skip
+    chunks = chunks_of(num_frames, longest=longest, overlap=overlap)
     slices = tuple(Slice(c.first_latent, c.num_latents, 2 * i, 2 * i + 1) for i, c in enumerate(chunks))
     total = slices[-1].first_latent + slices[-1].num_latents
     request = Denoise("wan", "text", (1, 16, total, 2, 2), 9, 1.0, 1.0, 0, slices, shift=True)

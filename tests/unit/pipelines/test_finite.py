@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from in_process import plan_of
@@ -18,6 +19,8 @@ from farm.task import Denoise
 from pipelines import denoise as stage_module
 from pipelines.finite import check_finite
 from pipelines.in_process import run_plan
+from pipelines.interpolate import by_rife
+from pipelines.rife import Rife
 from pipelines.stage import Progress
 
 BOARD: dict[str, Any] = {
@@ -100,3 +103,14 @@ def test_an_overflow_is_not_blamed_on_a_causal_mask() -> None:
     module.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1), persistent=False)
     with pytest.raises(NotFinite, match="an overflow in float32"):
         check_finite({"embeds": torch.tensor([float("inf")])}, "what encode makes", {"text_encoder": module})
+
+
+def test_a_frame_that_interpolation_makes_is_looked_at_too() -> None:
+    model = Rife()
+    name, weight = list(model.named_parameters())[-1]
+    frame = np.zeros((64, 64, 3), np.uint8)
+    with torch.no_grad():
+        by_rife(model)(frame, frame, 0.5)
+        weight.fill_(float("nan"))
+        with pytest.raises(InputError, match=f"rife.{name} must hold finite numbers"):
+            by_rife(model)(frame, frame, 0.5)
