@@ -81,6 +81,17 @@ def end_tree(pid: int) -> None:
             continue
 
 
+def replicas_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The replicas of a render on a local Ray."""
+    inside = psutil.Process(process.pid).children(recursive=True)
+    return [p for p in inside if "ray::Replica" in " ".join(p.cmdline())]
+
+
+def wait_for_checkpoint(store: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a step checkpoint is in the store while the process renders."""
+    wait_until("a step checkpoint", lambda: list(store.glob("checkpoints/*/*/*.safetensors")), during=process)
+
+
 def wait_until(
     what: str, check: Any, *, timeout_s: float = 120.0, during: subprocess.Popen[str] | None = None
 ) -> None:  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from emulated_cluster import emulated_cluster
-from farm_process import Done, farm, finish, kill, start_farm, wait_until
+from farm_process import Done, farm, finish, kill, replicas_of, start_farm, wait_for_checkpoint, wait_until
 
 from farm.store.journal import read_attempts, read_log, read_standing
 from farm.store.ledger import read_ledger
@@ -56,18 +56,8 @@ def job_of(store: Path) -> str:
     return job
 
 
-def wait_for_checkpoint(store: Path, process: subprocess.Popen[str]) -> None:
-    """While the process renders."""
-    wait_until("a step checkpoint", lambda: list(store.glob("checkpoints/*/*/*.safetensors")), during=process)
-
-
 def denoise_attempts(store: Path) -> list[Any]:
     return [a for a in read_attempts(Store(str(store)), job_of(store)) if a.stage == "denoise" and a.label == "one"]
-
-
-def replicas_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    inside = psutil.Process(process.pid).children(recursive=True)
-    return [p for p in inside if "ray::Replica" in " ".join(p.cmdline())]
 
 
 def test_a_job_is_paused_resumed_and_canceled_by_orders_in_the_store(tiny_wan: Path, tmp_path: Path) -> None:

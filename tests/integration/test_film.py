@@ -11,7 +11,7 @@ import av
 import numpy as np
 import psutil
 import pytest
-from farm_process import farm, finish, start_farm, wait_until
+from farm_process import farm, finish, replicas_of, start_farm, wait_until
 from PIL import Image
 from tiny_checkpoints import make_wan
 
@@ -156,10 +156,8 @@ def test_a_killed_replica_costs_its_task_and_nothing_else(tiny_wan: Path, tmp_pa
     whole = farm("render", board, "--store", tmp_path / "whole", "--out", tmp_path / "whole.mp4", "--json")
     process = start_farm("render", board, "--store", tmp_path / "store", "--out", tmp_path / "film.mp4", "--json")
     ended = tmp_path / "store" / "jobs"
-    wait_until("the prompts to be encoded", lambda: len(list(ended.glob("*/attempts/*.json"))) >= 3)
-    replicas = [
-        p for p in psutil.Process(process.pid).children(recursive=True) if "ray::Replica" in " ".join(p.cmdline())
-    ]
+    wait_until("the prompts to be encoded", lambda: len(list(ended.glob("*/attempts/*.json"))) >= 3, during=process)
+    replicas = replicas_of(process)
     for replica in replicas:
         replica.kill()
     done = finish(process)

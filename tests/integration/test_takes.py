@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-from farm_process import farm, finish, start_farm, wait_until
+from farm_process import farm, finish, replicas_of, start_farm, wait_for_checkpoint, wait_until
 from PIL import Image
 
 BOARD = """\
@@ -39,7 +37,8 @@ def frames_of(folder: Path) -> list[bytes]:
 
 def write_pools(folder: Path, replicas: int) -> Path:
     pools, bounds = folder / f"pools{replicas}.yaml", f"replicas: {{min: {replicas}, max: {replicas}}}"
-    pools.write_text(f"pools: {{all: {{stages: [encode, denoise, decode, assemble], {bounds}}}}}\n")
+    options = f"{bounds}, checkpoint: {{seconds: 0, steps: 20}}"
+    pools.write_text(f"pools: {{all: {{stages: [encode, denoise, decode, assemble], {options}}}}}\n")
     return pools
 
 
@@ -103,12 +102,8 @@ def test_a_helper_that_is_killed_costs_its_slices_of_a_step(tiny_wan: Path, tmp_
     process = start_farm(
         "render", board, "--store", tmp_path / "store", "--pools", pools, "--out", tmp_path / "b", "--json"
     )
-    encoded = tmp_path / "store" / "jobs"
-    wait_until("the prompts to be encoded", lambda: len(list(encoded.glob("*/attempts/*.json"))) >= 2)
-    time.sleep(5)  # into the steps
-    inside = psutil.Process(process.pid).children(recursive=True)
-    replicas = [p for p in inside if "ray::Replica" in " ".join(p.cmdline())]
-    min(replicas, key=lambda p: p.cpu_times().user).kill()
+    wait_for_checkpoint(tmp_path / "store", process)
+    min(replicas_of(process), key=lambda p: p.cpu_times().user).kill()
     done = finish(process)
     assert done.code == 0, done.told
     assert frames_of(tmp_path / "a") == frames_of(tmp_path / "b")
@@ -122,9 +117,8 @@ def test_a_replica_that_is_killed_in_a_take_costs_no_bits(tmp_path: Path) -> Non
     store = tmp_path / "store"
     process = start_farm("render", board, "--store", store, "--pools", pools, "--out", tmp_path / "b", "--json")
     made = store / "artifacts"
-    wait_until("some chunks to be denoised", lambda: len(list(made.glob("*/*.safetensors"))) > 6)
-    inside = psutil.Process(process.pid).children(recursive=True)
-    next(p for p in inside if "ray::Replica" in " ".join(p.cmdline())).kill()
+    wait_until("some chunks to be denoised", lambda: len(list(made.glob("*/*.safetensors"))) > 6, during=process)
+    replicas_of(process)[0].kill()
     done = finish(process)
     assert done.code == 0, done.told
     assert done.answer["tasks"]["run"] == whole.answer["tasks"]["run"]
