@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import os
 import sys
 import time
@@ -20,10 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from actors.identity import this_process
 from cluster.cli.answer import Answer
 from cluster.cli.options import add_json, add_pools, add_store
@@ -32,7 +27,7 @@ from cluster.prepare import farm_name, models_of_shots, open_store, plan_job
 from cluster.ray import Connection, check_cluster, check_this_machine, made_pools
 from farm.errors import InputError, Problem, RenderError
 from farm.film.film import container_of
-from farm.film.manifest import Row, Template, read_manifest, storyboard_of
+from farm.film.manifest import STORYBOARD, Row, Template, read_manifest, storyboard_of, unused_columns
 from farm.film.resolve import resolve
 from farm.film.storyboard import parse_storyboard
 from farm.models.checkpoint import find_checkpoint
@@ -40,69 +35,14 @@ from farm.plan.plan import Plan, tasks_to_run
 from farm.pools.pools import Pool, load_pools, pools_as_json
 from farm.states import ENDED
 from farm.store.history import write_plan
-from farm.store.jobs import Job, publish_film, write_job
+from farm.store.jobs import Job, publish_film, read_warnings, write_job
 from farm.store.journal import Watch, Wish, read_attempts, read_standing
+from farm.store.results import Result, Results
 from farm.store.store import Store
 
 MOST_OPEN = 90  # films at once; a controller remembers 100 that have ended
-POLL_S, FLUSH_S, FLUSH_ROWS = 0.5, 10.0, 200
+POLL_S = 0.5
 ASK_TIMEOUT_S, LOST_S = 300.0, 600.0  # planning against a distant store takes a while
-SCHEMA = pa.schema(
-    [("row", pa.int64()), ("status", pa.string()), ("job", pa.string()), ("film", pa.string())]
-    + [(name, pa.float64()) for name in ("film_s", "wall_s", "gpu_s", "cost")]
-    + [("error", pa.string()), ("storyboard", pa.string())]
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a row ended: completed, failed, canceled, or refused, which is bad input; seconds of film, of waiting and of
-    GPUs; which storyboard it was, by its hash: a row whose storyboard has changed since has no result."""
-
-    row: int
-    status: str
-    job: str = ""
-    film: str = ""
-    film_s: float = 0.0
-    wall_s: float = 0.0
-    gpu_s: float = 0.0
-    cost: float = 0.0
-    error: str = ""
-    storyboard: str = ""
-
-
-class Results:
-    """Parquet files in a folder, each written whole; of two lines of one row the later counts."""
-
-    def __init__(self, uri: str) -> None:
-        self.fs, self.root = fsspec.core.url_to_fs(uri)
-        self.uri, self.rows, self.flushed_at = uri, list[Result](), time.monotonic()
-
-    def done(self) -> dict[tuple[int, str], str]:
-        """The status of each row that has a result, by its number and its storyboard's hash."""
-        try:
-            names = [n for n in self.fs.ls(self.root, detail=False) if str(n).endswith(".parquet")]
-        except FileNotFoundError:
-            return {}
-        columns = ["row", "storyboard", "status"]
-        tables = [pq.read_table(io.BytesIO(self.fs.cat_file(n)), columns=columns) for n in sorted(names)]
-        return {(r["row"], r["storyboard"]): r["status"] for t in tables for r in t.to_pylist()}
-
-    def flush_in_time(self) -> None:
-        if len(self.rows) >= FLUSH_ROWS or time.monotonic() - self.flushed_at > FLUSH_S:
-            self.flush()
-
-    def flush(self) -> None:
-        self.flushed_at = time.monotonic()
-        if not self.rows:
-            return
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([asdict(r) for r in self.rows], schema=SCHEMA), buffer)
-        name = f"{self.root}/part-{int(time.time() * 1000):015d}-{os.getpid()}.parquet"
-        self.fs.makedirs(self.root, exist_ok=True)
-        self.fs.pipe_file(f"{name}.part", buffer.getvalue())
-        self.fs.mv(f"{name}.part", name)
-        self.rows.clear()
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +74,10 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
     whole = [row for row in rows if not row.fault]
     for row in whole[:1]:  # a template that names what is not there is the batch's fault, not a row's
         storyboard_of(row, template)
+    if unused := unused_columns(rows, template):
+        by = f"the template {args.template}" if template else f"a manifest of column {STORYBOARD!r}"
+        more = " ..." if len(unused) > 8 else ""
+        answer.warn([Problem(f"columns that {by} does not use: {', '.join(unused[:8])}{more}", file=args.manifest)])
     store = open_store(args.store)
     store.check()
     address = args.address or os.environ.get("RAY_ADDRESS") or None
@@ -145,9 +89,10 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
     with closing(Connection(address, pools or {})) as connection, StopRequest() as stop:
         pools = pools or made_pools(on_cluster=True)
         check_cluster(pools, args.pools)
-        driver = Driver(args, store, pools, template)
-        counts = driver.run(rows, stop, is_local=connection.is_local)
-    answer.data = {"results": driver.results.uri, "rows": len(rows), **counts}
+        driver = Driver(args, store, pools, template, rows)
+        counts = driver.run(stop, is_local=connection.is_local)
+    warnings = answer.data["warnings"]
+    answer.data = {"results": driver.results.uri, "rows": len(rows), **counts, "warnings": warnings}
     told_counts = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
     print(f"farm: {len(rows)} rows: {told_counts}; results in {driver.results.uri}", file=sys.stderr)
     if sum(counts.values()) < len(rows):
@@ -170,22 +115,21 @@ class Driver:
     """See the module."""
 
     def __init__(
-        self, args: argparse.Namespace, store: Store, pools: dict[str, Pool], template: Template | None
+        self, args: argparse.Namespace, store: Store, pools: dict[str, Pool], template: Template | None, rows: list[Row]
     ) -> None:
         self.args, self.store, self.pools, self.template = args, store, pools, template
         self.farm, self.uri = farm_name(store, pools_as_json(pools))
-        self.results = Results(
-            args.results or f"{self.uri.rstrip('/')}/batches/{name_of(args.manifest, args.template)}"
-        )
+        name = name_of(args.manifest, args.template)
+        self.results, self.rows = Results(args.results or f"{self.uri.rstrip('/')}/batches/{name}", rows), rows
         manifest = Path(args.manifest)
         self.beside = args.template.parent if args.template else manifest if manifest.is_dir() else manifest.parent
         self.door = this_process().name
         self.controller: Any = None
         self.watches: dict[str, Watch] = {}  # of others' leases, by job
 
-    def run(self, rows: list[Row], stop: StopRequest, *, is_local: bool) -> dict[str, int]:
+    def run(self, stop: StopRequest, *, is_local: bool) -> dict[str, int]:
         """Render what has no result yet. Returns how many rows ended in which way, those of earlier runs included."""
-        known = self.results.done()
+        rows, known = self.rows, self.results.done()
         again = {"failed", "canceled"} if self.args.again else set()
         ended = {row.number: known.get((row.number, self._hash_of(row)), "") for row in rows}
         left = [row for row in reversed(rows) if ended[row.number] in {"", *again}]
@@ -318,6 +262,7 @@ class Driver:
             film.row.number, view["status"], film.wish.job, view["film"] if is_good else "",
             film.film_s if is_good else 0.0, time.time() - film.since, sum(a.gpu_s for a in attempts), cost,
             "" if is_good else "; ".join(view["errors"])[:4000], film.storyboard,
+            "; ".join(w.message for w in read_warnings(self.store, film.wish.job))[:4000],
         )  # fmt: skip
 
     def _ask(self, method: str, *values: Any, **named: Any) -> Any:

@@ -13,7 +13,8 @@ import io
 import json
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +126,7 @@ class Template:
         if document.problems:
             raise InputError(*document.problems)
         self.data, self.file = document.data, file
+        self.columns = frozenset(_names(self.data))
 
     def fill(self, row: Row) -> str:
         """The row's storyboard.
@@ -152,6 +154,22 @@ def storyboard_of(row: Row, template: Template | None) -> str:
         told = f"a manifest without --template must have a column {STORYBOARD!r}; this one has {', '.join(row.values)}"
         raise InputError(Problem(told, file=row.place))
     return text
+
+
+def unused_columns(rows: Sequence[Row], template: Template | None) -> list[str]:
+    """The columns of a manifest that no film is made of."""
+    used = {STORYBOARD} if template is None else template.columns
+    return [c for c in dict.fromkeys(str(c) for row in rows for c in row.values) if c not in used]
+
+
+def _names(value: Any) -> Iterator[str]:
+    """The columns that a template names."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _names(item)
+    elif isinstance(value, str):
+        with suppress(ValueError):  # a lone brace, which filling it refuses
+            yield from (name for _, name, _, _ in string.Formatter().parse(value) if name)
 
 
 def _filled(value: Any, row: Row) -> Any:

@@ -57,10 +57,15 @@ def test_a_bad_row_fails_alone_and_what_is_done_is_not_done_again(tmp_path: Path
     rows = rows_of(3)
     rows.insert(1, {**rows[0], "seed": -5})
     rows.append(rows[0])  # the same film again
+    for i, row in enumerate(rows):
+        row["lot"] = f"lot {i}"
     command = write(tmp_path, rows)
     done = farm(*command, timeout_s=300)
     assert done.code == 3, done.told
     told = results(tmp_path)
+    assert [r["lot"] for r in told] == [row["lot"] for row in rows]
+    (warning,) = done.answer["warnings"]
+    assert warning["message"].endswith("template.yaml does not use: lot")
     assert [r["status"] for r in told] == ["completed", "refused", "completed", "completed", "completed"]
     assert "seed" in told[1]["error"]
     assert (told[0]["job"], told[0]["film_s"]) == (told[4]["job"], 9 / 8)
