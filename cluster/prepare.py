@@ -29,14 +29,14 @@ def open_store(uri: str | None) -> Store:
 
 def plan_job(
     film: Film, models: Sequence[Checkpoint], storyboard: str, pools: Mapping[str, Pool], *, container: str,
-    stills: bool = False,
+    stills: bool = False, warnings: tuple[Problem, ...] = (),
 ) -> tuple[Job, Plan, dict[str, Estimate]]:  # fmt: skip
     """A film as a job with its plan, checked against the pools; and how those of several ranks would share it.
 
     Raises:
         InputError: the pools cannot render it.
     """
-    job = Job(job_id_of(film, *models), film, tuple(models), storyboard)
+    job = Job(job_id_of(film, *models), film, tuple(models), storyboard, warnings)
     plan = make_plan(film, models, numerics(pools), container=container, stills=stills)
     check_options(pools, (m.card for m in models))
     gangs = check_gangs(pools, plan, models)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, Field
+
+from farm.errors import Problem
 
 
 class Told(BaseModel):
@@ -25,6 +28,19 @@ class ErrorAnswer(BaseModel):
 
     error: Told
     errors: list[Fault]
+
+
+class WarningAnswer(BaseModel):
+    """What is not as it may have been meant, though nothing is at fault."""
+
+    file: str
+    line: int | None
+    key: str
+    message: str
+
+
+def warning_answers(warnings: Sequence[Problem]) -> list[WarningAnswer]:
+    return [WarningAnswer(**w.as_json()) for w in warnings]
 
 
 class ShotAnswer(BaseModel):
@@ -70,7 +86,7 @@ class FilmAnswer(BaseModel):
     running: list[RunningAnswer]
     previews: list[str]
     errors: list[str]
-    warnings: list[str]
+    warnings: list[WarningAnswer]
     film: str | None
 
 
@@ -123,7 +139,7 @@ class EstimateAnswer(BaseModel):
     replica_s: float | None
     gpu_s: float | None
     cost: float | None
-    warnings: list[str]
+    warnings: list[WarningAnswer]
 
 
 class PriorityOrder(BaseModel):

@@ -12,7 +12,7 @@ from statistics import median
 
 from dashboards.seams import seams_section
 from dashboards.sheets import contact_sheet
-from farm.store.jobs import Job, read_job
+from farm.store.jobs import Job, read_job, read_warnings
 from farm.store.journal import read_attempts
 from farm.store.store import Store
 from farm.task import STAGES, Attempt
@@ -61,6 +61,7 @@ def make_report(store: Store, job_id: str) -> str:
     parts = [
         f"<h1>{escape(job.film.title)}</h1><p class='soft'>{escape(facts)}</p>",
         _player(store, folder, film) if film else "<p>The film is not finished.</p>",
+        *_warnings(store, job_id),
         "<h2>Shots</h2>", *_sheets(store, folder, job),
         *seams_section(store, job),
         "<h2>Time and memory by stage</h2>", stage_table(attempts), *_reasons(attempts),
@@ -83,6 +84,11 @@ def _player(store: Store, folder: str, film: str) -> str:
         data = base64.b64encode(store.cat(f"{folder}/{film}")).decode()
         source = f"data:{kind[Path(film).suffix[1:]]};base64,{data}"
     return f"<video controls loop muted src='{escape(source, quote=True)}'></video>"
+
+
+def _warnings(store: Store, job_id: str) -> Iterable[str]:
+    if found := read_warnings(store, job_id):
+        yield "<h2>Warnings</h2><ul>" + "".join(f"<li>{escape(str(w))}</li>" for w in found) + "</ul>"
 
 
 def _sheets(store: Store, folder: str, job: Job) -> Iterable[str]:

@@ -19,6 +19,7 @@ All of them keep their arguments in `args`, so they survive pickling between Ray
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -38,6 +39,11 @@ class Problem:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def problem_from_json(data: str | Mapping[str, Any]) -> Problem:
+    """As `Problem.as_json` made it; stores written before 0.2 have the message alone."""
+    return Problem(data) if isinstance(data, str) else Problem(**data)
 
 
 class FarmError(Exception):

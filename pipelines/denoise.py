@@ -189,7 +189,7 @@ class Stage:
             self._join()
             self.loras = request.loras
         first_lora = len(inputs) - len(request.loras)
-        use_loras(family_of(request.family).lora_pipeline, self.components, request.loras, inputs[first_lora:])
+        use_loras(self.card, self.components, request.loras, inputs[first_lora:])
         split = self._share_out(request)
         tensors = [{k: v.to(self.device) for k, v in load(as_bytes(i)).items()} for i in inputs[:first_lora]]
         family, scheduler = family_of(request.family), self.components["scheduler"]

@@ -64,7 +64,6 @@ class Run:
 class Family:
     """The defaults; a family's class overrides what differs."""
 
-    lora_pipeline = ""  # diffusers' class that knows the formats of the family's LoRAs
     streams = False  # whether `decoder` gives frames for one latent frame after another
 
     def encode_text(self, components: Mapping[str, Any], request: EncodeText, seen: Pictures) -> Tensors:

@@ -32,10 +32,10 @@ class Answer:
             "seconds": film.num_delivered / film.output_fps, "shots": shots,
         }  # fmt: skip
 
-    def warn(self, warnings: Iterable[str]) -> None:
+    def warn(self, warnings: Iterable[Problem]) -> None:
         """Tell of what is not as it may have been meant, though nothing is at fault."""
         for warning in warnings:
-            self.data["warnings"].append(Problem(warning).as_json())
+            self.data["warnings"].append(warning.as_json())
             print(f"farm: warning: {warning}", file=sys.stderr)
 
     def fail(self, code: int, problems: Sequence[Problem]) -> int:

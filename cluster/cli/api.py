@@ -19,7 +19,7 @@ from cluster.cli.answer import Answer
 from cluster.cli.deliver import Target
 from cluster.cli.order import read_order
 from cluster.cli.tables import plan_table
-from farm.errors import InputError, RenderError, StoreError
+from farm.errors import InputError, Problem, RenderError, StoreError
 from farm.film.storyboard import Storyboard, parse_storyboard, read_storyboard
 from farm.plan.plan import Plan
 from farm.store.history import reasons, summary
@@ -61,7 +61,7 @@ class Planned:
     job: str
     plan: Plan  # the graph of tasks; `longtake.run_plan` runs it in this process
     missing: frozenset[str]  # keys of the tasks that would run
-    warnings: tuple[str, ...]
+    warnings: tuple[Problem, ...]
     table: str
 
     def __str__(self) -> str:

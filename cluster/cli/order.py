@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from farm.film.film import container_of
 from farm.film.resolve import as_draft, only_shots, resolve
 from farm.film.storyboard import parse_storyboard, read_storyboard
 from farm.models.checkpoint import Checkpoint, find_checkpoint
+from farm.models.loras import LoraFit
 from farm.plan.plan import Plan, tasks_to_run
 from farm.pools.parallel import Estimate
 from farm.pools.pools import Pool, load_pools
@@ -35,9 +37,10 @@ class Order:
     store: Store
     container: str
     missing: set[str]
-    warnings: tuple[str, ...]
+    warnings: tuple[Problem, ...]
     files: dict[str, Path]
     gangs: dict[str, Estimate]  # of pools of several ranks
+    loras: Mapping[tuple[str, str], LoraFit]  # by path and transformer
 
 
 def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_cluster: bool = False) -> Order:
@@ -71,13 +74,15 @@ def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_c
     store.check()
     text = raw.decode("utf-8-sig")
     try:
-        job, plan, gangs = plan_job(film, models, text, pools, container=container, stills=target.folder is not None)
+        job, plan, gangs = plan_job(film, models, text, pools, container=container, stills=target.folder is not None,
+                                    warnings=resolved.warnings)  # fmt: skip
     except InputError as e:
         raise InputError(*in_pools_file(e.problems, args.pools)) from None
     missing = tasks_to_run(plan.tasks, plan.targets, store.has)
     answer.tell_film(film, job.id)
     answer.data["tasks"] |= {"total": len(plan.tasks), "reused": len(plan.tasks) - len(missing)}
-    return Order(job, plan, pools, args.pools, store, container, missing, resolved.warnings, resolved.files, gangs)
+    return Order(job, plan, pools, args.pools, store, container, missing, resolved.warnings, resolved.files, gangs,
+                 resolved.loras)  # fmt: skip
 
 
 def keep_job(order: Order) -> None:

@@ -18,7 +18,7 @@ from cluster.cli.report import try_to_draw_report
 from cluster.ray import Connection, check_this_machine
 from farm.errors import Problem, RenderError
 from farm.plan.plan import tasks_to_run
-from farm.store.jobs import publish_film, read_seams, read_warnings
+from farm.store.jobs import find_warnings, publish_film, read_seams
 from farm.store.journal import look_at_lease
 
 
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
         told["clip"] = order.store.place(
             f"films/{order.job.id}/shots/{shot.id}.{order.plan.tasks[shot.clip].extension}"
         )
-    answer.warn(read_warnings(order.store, order.plan))
+    answer.warn(find_warnings(order.store, order.plan))
     answer.data |= {"status": "completed", "film": path, "seams": read_seams(order.store, order.plan)}
     ran, reused = answer.data["tasks"]["run"], answer.data["tasks"]["reused"]
     print(

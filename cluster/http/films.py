@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request
@@ -32,8 +32,9 @@ from cluster.shapes import (
     ShotAnswer,
     TaskAnswer,
     TaskList,
+    warning_answers,
 )
-from farm.errors import InputError
+from farm.errors import InputError, Problem
 from farm.service.access import Caller
 from farm.service.submission import Submission, Where
 from farm.states import ENDED, JOB_STATES
@@ -117,10 +118,11 @@ async def film_answer(service: Service, one: Submission) -> FilmAnswer:
 
 async def _live_answer(service: Service, one: Submission, told: Where) -> FilmAnswer:
     live = await service.live(one, told)
-    return answer_of(one, told, live if live is not None and "done" in live else {})
+    warnings = await asyncio.to_thread(service.warnings, one, told)
+    return answer_of(one, told, live if live is not None and "done" in live else {}, warnings)
 
 
-def answer_of(one: Submission, told: Where, view: dict[str, Any]) -> FilmAnswer:
+def answer_of(one: Submission, told: Where, view: dict[str, Any], warnings: Sequence[Problem]) -> FilmAnswer:
     state: Any = view["status"] if view.get("status") in JOB_STATES else told.state
     base = f"/v1/films/{one.job}"
     return FilmAnswer(
@@ -133,7 +135,8 @@ def answer_of(one: Submission, told: Where, view: dict[str, Any]) -> FilmAnswer:
         to_run=view.get("to_run"), done=view.get("done"), retried=view.get("retried"),
         running=[RunningAnswer(**r) for r in view.get("running", ())],
         previews=[f"{base}/previews/{p.rsplit('/', 1)[-1]}" for p in view.get("previews", {}).values()],
-        errors=view.get("errors") or ([told.reason] if told.state == "failed" else []), warnings=list(one.warnings),
+        errors=view.get("errors") or ([told.reason] if told.state == "failed" else []),
+        warnings=warning_answers(warnings),
         film=f"{base}/content" if told.state == "completed" else None,
     )  # fmt: skip
 
@@ -164,7 +167,11 @@ async def submit_film(
         one, is_new = await asyncio.to_thread(
             service.submit, prepared, caller, kind="film", priority=priority, key=idempotency_key, webhook=webhook
         )
-    told = answer_of(one, Where("queued", "", one.priority), {}) if is_new else await film_answer(service, one)
+    told = (
+        answer_of(one, Where("queued", "", one.priority), {}, one.warnings)
+        if is_new
+        else await film_answer(service, one)
+    )
     return JSONResponse(told.model_dump(), 201 if is_new else 200, {"Location": f"/v1/films/{one.job}"})
 
 
@@ -176,7 +183,7 @@ async def estimate_film(request: Request) -> EstimateAnswer:
     async with incoming(request, service.limits, kinds=KINDS) as made:
         prepared = await _prepared(service, made, request)
         told = await asyncio.to_thread(service.estimate, prepared)
-    return EstimateAnswer(**told, warnings=list(prepared.warnings))
+    return EstimateAnswer(**told, warnings=warning_answers(prepared.warnings))
 
 
 @router.get("/v1/films", response_model=FilmList, responses=errors())

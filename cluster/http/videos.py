@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -21,6 +21,7 @@ from cluster.http.incoming import Incoming, check_picture, copied, fields_of, in
 from cluster.http.media import picture_of, send_file
 from cluster.service.errors import Forbidden, NotFound, NotReady
 from cluster.service.service import Service
+from cluster.shapes import WarningAnswer, warning_answers
 from farm.errors import InputError, Problem
 from farm.service.access import Caller
 from farm.service.submission import Submission, Where
@@ -83,6 +84,7 @@ class VideoAnswer(BaseModel):
     quality: Literal["standard"] = "standard"
     remixed_from_video_id: str | None
     error: VideoError | None
+    warnings: list[WarningAnswer] = Field(default_factory=list, description="not of OpenAI's API")
 
 
 class VideoList(BaseModel):
@@ -123,10 +125,12 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"])
 async def video_answer(service: Service, one: Submission) -> VideoAnswer:
     told: Where = await asyncio.to_thread(service.where, one)
     view = await service.live(one, told) or {}
-    return answer_of(service, one, told, view)
+    return answer_of(service, one, told, view, await asyncio.to_thread(service.warnings, one, told))
 
 
-def answer_of(service: Service, one: Submission, told: Where, view: Mapping[str, Any]) -> VideoAnswer:
+def answer_of(
+    service: Service, one: Submission, told: Where, view: Mapping[str, Any], warnings: Sequence[Problem]
+) -> VideoAnswer:
     state = view["status"] if view.get("status") in STATUS and told.state not in ENDED else told.state
     completed_at = told.ended_at if state == "completed" else None
     error = None
@@ -139,7 +143,7 @@ def answer_of(service: Service, one: Submission, told: Where, view: Mapping[str,
         created_at=int(one.at), completed_at=int(completed_at) if completed_at else None,
         expires_at=int(_expires_at(service, completed_at)) if completed_at else None, prompt=request["prompt"],
         size=f"{one.width}x{one.height}", seconds=f"{one.seconds:g}", remixed_from_video_id=request.get("remixed_from"),
-        error=error,
+        error=error, warnings=warning_answers(warnings),
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ class Prepared:
     job: Job
     plan: Plan
     files: dict[str, Path]
-    warnings: tuple[str, ...]
+    warnings: tuple[Problem, ...]
     container: str
     model: str  # as the storyboard names it
 
@@ -64,8 +64,10 @@ def prepare(
     if told := over_limits(film, limits):
         raise InputError(*told)
     container = container_of("", film.codec)
-    job, plan, _ = plan_job(film, resolved.models, raw.decode("utf-8-sig"), pools, container=container)
-    return Prepared(job, plan, resolved.files, resolved.warnings, container, name)
+    warnings = tuple(replace(w, file="") for w in resolved.warnings)
+    text = raw.decode("utf-8-sig")
+    job, plan, _ = plan_job(film, resolved.models, text, pools, container=container, warnings=warnings)
+    return Prepared(job, plan, resolved.files, warnings, container, name)
 
 
 def _unknown_names(

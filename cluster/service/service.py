@@ -21,7 +21,7 @@ from typing import Any
 from cluster.service.errors import Forbidden, NotFound, TooMuch
 from cluster.service.prepare import Prepared, prepare
 from cluster.service.webhooks import check_webhook, keep_webhook
-from farm.errors import StoreError
+from farm.errors import Problem, StoreError
 from farm.keys import hash_json
 from farm.models.checkpoint import Checkpoint
 from farm.plan.plan import Plan, make_plan, tasks_to_run
@@ -46,7 +46,7 @@ from farm.service.submission import (
 )
 from farm.states import ENDED
 from farm.store.history import write_plan
-from farm.store.jobs import read_job
+from farm.store.jobs import read_job, read_warnings
 from farm.store.journal import read_attempts
 from farm.store.ledger import estimate_of, read_ledger
 from farm.store.store import Store, artifact_path
@@ -57,6 +57,7 @@ LEDGER_FRESH_S = 60.0
 SWEEP_S = 60.0
 ESTIMATE_DAYS = 7  # of the ledger
 ENDED_FRESH_S = 5.0  # a film that has ended may be revived by another server
+MANY = 10_000  # films whose warnings are remembered
 View = Callable[[str], Awaitable[dict[str, Any] | None]]  # the controller's view of a rendering, by its wish's name
 
 
@@ -83,6 +84,7 @@ class Service:
         self.streams: Counter[str] = Counter()  # that are open, by key
         self.swept: dict[str, float] = {}  # when a key's quota was last looked over
         self.ended: dict[str, tuple[float, Where]] = {}
+        self.warned: dict[str, tuple[float | None, tuple[Problem, ...]]] = {}
         self.plan_of = lru_cache(maxsize=64)(self._plan_of)
 
     # -- who asks
@@ -258,6 +260,17 @@ class Service:
         if not told.num_records or told.state in ENDED:
             return None
         return await self.view(f"{submission.job}.{submission.container}")
+
+    def warnings(self, submission: Submission, told: Where) -> tuple[Problem, ...]:
+        """What is not as it may have been meant: of the storyboard at once, of the film once it is finished."""
+        if told.state != "completed":
+            return submission.warnings
+        known = self.warned.get(submission.job)
+        if known is None or known[0] != told.ended_at:
+            if len(self.warned) >= MANY:
+                self.warned.clear()
+            known = self.warned[submission.job] = (told.ended_at, read_warnings(self.store, submission.job))
+        return known[1]
 
     def _plan_of(self, job: str, container: str) -> Plan:
         found = read_job(self.store, job)

@@ -11,6 +11,7 @@ from farm.errors import Problem
 from farm.film.film import FilmShot
 from farm.film.storyboard import Draft, TopLevel
 from farm.models.card import ModelCard
+from farm.models.loras import LoraFit
 
 T = TypeVar("T")
 
@@ -24,12 +25,17 @@ class Ground:
     size: tuple[int, int]
     fps: float
     problems: list[Problem] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+    loras: dict[tuple[str, str], LoraFit] = field(default_factory=dict)  # by path and transformer, as they fit
     files: dict[str, Path] = field(default_factory=dict)  # the author's, by their SHA-256
     done: dict[str, FilmShot | None] = field(default_factory=dict)
 
     def fault(self, place: Place, message: str) -> None:
         self.problems.append(self.draft.document.problem(place, message))
+
+    def warn(self, place: Place, message: str) -> None:
+        """Note what is not as it may have been meant, though nothing is at fault."""
+        self.warnings.append(self.draft.document.problem(place, message))
 
 
 def off_rule(name: str, card: ModelCard, got: int) -> str:

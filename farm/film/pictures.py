@@ -14,7 +14,9 @@ from farm.film.film import FilmImage, FilmLora
 from farm.film.ground import Ground, first_of
 from farm.film.storyboard import Shot
 from farm.models.card import ModelCard
-from farm.models.checkpoint import check_safetensors, hash_file
+from farm.models.checkpoint import Checkpoint, hash_file
+from farm.models.loras import fit_lora, layers_of
+from farm.models.safetensors import read_header
 
 MAX_SHAPE_ERROR = 0.01  # of an image's proportions, before it counts as of another shape
 
@@ -30,6 +32,8 @@ def image_of(ground: Ground, where: Place, name: str | None, fit: str) -> FilmIm
         raw = path.read_bytes()
         with Image.open(io.BytesIO(raw), formats=["PNG", "JPEG", "WEBP"]) as picture:
             picture.load()
+            if getattr(picture, "n_frames", 1) > 1:
+                ground.warn(where, f"{dotted(where)}: {name} is animated; its first picture is used")
             wide, high, kind = *ImageOps.exif_transpose(picture).size, str(picture.format).lower()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         if not any(p.key == dotted(where) for p in ground.draft.problems):  # else the schema has told why
@@ -75,7 +79,9 @@ def references_of(ground: Ground, place: Place, shot: Shot) -> tuple[FilmImage, 
     return tuple(image for image in made if image)
 
 
-def loras_of(ground: Ground, place: Place, shot: Shot, card: ModelCard) -> tuple[FilmLora, ...]:
+def loras_of(ground: Ground, place: Place, shot: Shot, model: Checkpoint) -> tuple[FilmLora, ...]:
+    """The LoRAs of a shot, each held against the layers of the transformers that it is for."""
+    card = model.card
     where: Place = (*place, "loras") if shot.loras is not None else ("loras",)
     experts = [c for c in card.components["denoise"] if c.startswith("transformer")]
     made: list[FilmLora] = []
@@ -90,12 +96,21 @@ def loras_of(ground: Ground, place: Place, shot: Shot, card: ModelCard) -> tuple
             fault = f"{name}.for must be of {', '.join(experts)} for {card.name}, got {', '.join(targets)}"
         else:
             try:
-                check_safetensors(path, place=f"{name}.path {asked.path!r}")
+                told = f"{name}.path {asked.path!r}"
+                header = read_header(path, place=told)
+                for target in targets:
+                    layers = layers_of(Path(model.folder) / target)
+                    ground.loras[asked.path, target] = fit_lora(header, layers, card, place=told)
             except (InputError, OSError) as e:
                 fault = str(e) if isinstance(e, InputError) else f"{name}.path must be a file: {e}"
         if fault:
             ground.fault((*where, k), fault)
             continue
+        for target in targets:
+            fit = ground.loras[asked.path, target]
+            if fit.left_out:
+                told = f"{name}: {asked.path} changes {len(fit.layers)} layers of {target}"
+                ground.warn((*where, k), f"{told}; left out: {fit.omissions}")
         digest = hash_file(path)
         ground.files[digest] = path
         if any(one.sha256 == digest and set(one.targets) & set(targets) for one in made):

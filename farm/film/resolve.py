@@ -20,6 +20,7 @@ from farm.film.resolve_shot import ShotResolver
 from farm.film.storyboard import Draft, Shot, TopLevel
 from farm.models.card import ModelCard
 from farm.models.checkpoint import Checkpoint
+from farm.models.loras import LoraFit
 
 MAX_SIDE_PX = 8192
 MAX_DELIVERED_PX = 16384
@@ -28,9 +29,10 @@ MAX_DELIVERED_PX = 16384
 @dataclass(frozen=True)
 class Resolved:
     film: Film
-    warnings: tuple[str, ...]
+    warnings: tuple[Problem, ...]
     files: dict[str, Path]  # the author's, by their SHA-256
     models: tuple[Checkpoint, ...]  # the film's, then those of single shots
+    loras: Mapping[tuple[str, str], LoraFit]  # by path and transformer
 
 
 def resolve(
@@ -46,7 +48,7 @@ def resolve(
     Raises:
         InputError: with every fault of the storyboard, those found by the schema included.
     """
-    problems, film, warnings, files = [*draft.problems, *model_problems], None, [], {}
+    problems, film, ground = [*draft.problems, *model_problems], None, None
     models = [checkpoint] if checkpoint else []
     if draft.top is not None and checkpoint is not None:
         named = dict(others or {})
@@ -56,10 +58,10 @@ def resolve(
         alike = [_same_as(m) for m in models]
         work = _Resolver(draft, draft.top, models, {name: alike.index(_same_as(c)) for name, c in named.items()})
         film, ground = work.film(), work.ground
-        problems, warnings, files = [*problems, *ground.problems], ground.warnings, ground.files
-    if problems or film is None:
+        problems = [*problems, *ground.problems]
+    if problems or film is None or ground is None:
         raise InputError(*sorted(set(problems), key=lambda p: (p.line or 0, p.key)))
-    return Resolved(film, tuple(warnings), files, tuple(models))
+    return Resolved(film, tuple(dict.fromkeys(ground.warnings)), ground.files, tuple(models), ground.loras)
 
 
 def only_shots(film: Film, ids: tuple[str, ...]) -> Film:
@@ -109,6 +111,11 @@ def _half(side: int, multiple: int, scale: Fraction) -> int:
     return min(able, key=lambda n: abs(n - side / 2))
 
 
+def _some(ids: Sequence[str]) -> str:
+    """The first of many shots."""
+    return f"shot {ids[0]}" if len(ids) == 1 else f"shots {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}"
+
+
 class _Resolver:
     """The film around its shots."""
 
@@ -119,8 +126,7 @@ class _Resolver:
         self.draft, self.top, self.done, self.fault = draft, top, self.ground.done, self.ground.fault
         self.index = {shot.id: i for i, shot in draft.shots}
         self.index_of, self.models = index_of, models
-        cards = [m.card for m in models]
-        self.resolvers = [ShotResolver(self.ground, number, cards, index_of) for number in range(len(models))]
+        self.resolvers = [ShotResolver(self.ground, number, models, index_of) for number in range(len(models))]
 
     def film(self) -> Film:
         top, ground = self.top, self.ground
@@ -154,7 +160,8 @@ class _Resolver:
             return "none"
         if not rife_weights().is_file() and output.interpolate in (None, "rife"):
             lacking = f"output.interpolate: RIFE's weights are not at {rife_weights()} (farm fetch rife gets them)"
-            self.ground.warnings.append(
+            self.ground.warn(
+                ("output", "interpolate"),
                 f"{lacking}; machines that interpolate need them" if output.interpolate else
                 f"{lacking}; frames are interpolated by optical flow, and differ from those that RIFE makes"
             )  # fmt: skip
@@ -162,9 +169,10 @@ class _Resolver:
 
     def _check_fps(self, card: ModelCard) -> None:
         if self.ground.fps != card.fps and not card.fps_conditioned:
-            self.ground.warnings.append(
+            self.ground.warn(
+                ("fps",),
                 f"fps: {card.name} was trained at {card.fps:g} frames a second and is not told another; "
-                f"{self.ground.fps:g} only re-times what it generates"
+                f"{self.ground.fps:g} only re-times what it generates",
             )
 
     def _cycle(self, ids: list[str]) -> None:
@@ -189,13 +197,19 @@ class _Resolver:
                 )
 
     def _warn_of_unknown_words(self, resolver: ShotResolver) -> None:
-        card, shots = resolver.card, [shot for shot in self.done.values() if shot and shot.model == resolver.model]
-        prompts = [prompt for shot in shots for _, prompt in shot.prompts]
-        unknown = list(dict.fromkeys(w for p in prompts for w in card.unknown_words(p)))
-        if unknown:
-            words = ", ".join(unknown[:8]) + (" ..." if len(unknown) > 8 else "")
-            self.ground.warnings.append(
-                f"prompt: {card.name} does not know {words}, and leaves it out; it knows: {' '.join(card.vocabulary)}"
+        card, shots_of = resolver.card, dict[str, list[str]]()
+        for shot in self.done.values():
+            if shot and shot.model == resolver.model:
+                for word in dict.fromkeys(w for _, prompt in shot.prompts for w in card.unknown_words(prompt)):
+                    shots_of.setdefault(word, []).append(shot.id)
+        if shots_of:
+            words = "; ".join(f"{word} ({_some(ids)})" for word, ids in list(shots_of.items())[:8])
+            more = " ..." if len(shots_of) > 8 else ""
+            first = self.index[next(iter(shots_of.values()))[0]]
+            self.ground.warn(
+                ("shots", first, "prompts" if dict(self.draft.shots)[first].prompts else "prompt"),
+                f"{card.name} does not know these words, and leaves them out: {words}{more}; it knows: "
+                f"{' '.join(card.vocabulary)}",
             )
 
     def _check_size(self, card: ModelCard, width: int, height: int, scale: float) -> None:

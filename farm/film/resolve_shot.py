@@ -15,17 +15,19 @@ from farm.film.pictures import image_of, keyframes_of, loras_of, references_of
 from farm.film.storyboard import Continuity, GuidancePair, Shot
 from farm.models.card import ModelCard
 from farm.models.cards import stock_cards
+from farm.models.checkpoint import Checkpoint
 
 
 class ShotResolver:
     """Resolves the shots of one model."""
 
-    def __init__(self, ground: Ground, model: int, cards: Sequence[ModelCard], index_of: Mapping[str, int]) -> None:
-        self.ground, self.card, self.model = ground, cards[model], model
-        self.cards, self.index_of = cards, index_of
+    def __init__(self, ground: Ground, model: int, models: Sequence[Checkpoint], index_of: Mapping[str, int]) -> None:
+        self.ground, self.checkpoint, self.model = ground, models[model], model
+        self.cards, self.index_of = [m.card for m in models], index_of
+        self.card = self.cards[model]
         self.films_own: Held | None = None  # the continuity of shots that say nothing of their own
         self.draft, self.top, self.size, self.fps = ground.draft, ground.top, ground.size, ground.fps
-        self.fault, self.warnings, self.files, self.done = ground.fault, ground.warnings, ground.files, ground.done
+        self.fault, self.warn, self.files, self.done = ground.fault, ground.warn, ground.files, ground.done
 
     def shot(self, i: int, shot: Shot) -> FilmShot | None:
         top, card, fps = self.top, self.card, self.fps
@@ -64,7 +66,7 @@ class ShotResolver:
             last_image=image_of(self.ground, (*place, "last_image"), shot.last_image, shot.image_fit),
             keyframes=keyframes,
             references=references_of(self.ground, place, shot),
-            loras=loras_of(self.ground, place, shot, self.card),
+            loras=loras_of(self.ground, place, shot, self.checkpoint),
             continue_from=shot.continue_from,
             transition=self._transition(place, shot),
             seed=first_of(shot.seed, top.seed, 0),
@@ -102,9 +104,10 @@ class ShotResolver:
                 f"{dotted((*where, 'anchor'))} must stand beside an image, which every chunk then sees",
             )
         if held.mode == "extend" and ahead.contexts == ("last_frame",):
-            self.warnings.append(
+            self.warn(
+                (*where, "context"),
                 f"{dotted(place)}: {ahead.name} goes on from the last frame of a chunk only, so motion may break off "
-                f"where its {num_chunks} chunks join"
+                f"where its {num_chunks} chunks join",
             )
         if held.next_model != self.model and (shot.references or first_of(shot.loras, self.top.loras, [])):
             must = "must not stand beside references or loras, which are one model's"
@@ -151,9 +154,10 @@ class ShotResolver:
         begins = list(found)
         for k, (first, end) in enumerate(pairwise([*begins, frames])):
             if not any(first <= at < end for at in starts):
-                self.warnings.append(
+                self.warn(
+                    (*place, "prompts", k),
                     f"{dotted((*place, 'prompts', k))}: no chunk begins while it is in force (chunks begin at frames "
-                    f"{', '.join(map(str, sorted(starts)[:8])) or 'of another shot'}), so it is not used"
+                    f"{', '.join(map(str, sorted(starts)[:8])) or 'of another shot'}), so it is not used",
                 )
         return tuple(found.items())
 
@@ -198,12 +202,12 @@ class ShotResolver:
             and card.components.get("text")
             and first_of(shot.negative_prompt, self.top.negative_prompt, "")
         ):
-            self.warnings.append(f"{name}: {card.name} takes no negative prompt, so it is not used")
+            self.warn((*place, "negative_prompt"), f"{name}: {card.name} takes no negative prompt, so it is not used")
         reads, is_told = bool(card.components.get("text")), shot.prompt is not None or shot.prompts is not None
         if reads and not is_told:
             self.fault(place, f"{name} must have a prompt")
         if is_told and not reads:
-            self.warnings.append(f"{name}: {card.name} reads no text, so its prompt is not used")
+            self.warn((*place, "prompt"), f"{name}: {card.name} reads no text, so its prompt is not used")
 
     def _check_end(self, place: Place, shot: Shot, frames: int, chunks: Sequence[Chunk], ahead: ModelCard) -> None:
         """The picture that a shot ends on is its last frame, so the last chunk must be shown whole."""
@@ -225,7 +229,10 @@ class ShotResolver:
             return None
         num = round_half_up(Fraction(str(asked.seconds)) * Fraction(str(self.top.output.fps or self.fps)))
         if num == 0 and asked.seconds:
-            self.warnings.append(f"{dotted((*place, 'transition'))}: {asked.seconds:g} s are less than a frame: a cut")
+            self.warn(
+                (*place, "transition"),
+                f"{dotted((*place, 'transition'))}: {asked.seconds:g} s are less than a frame: a cut",
+            )
         return FilmTransition(asked.kind, num) if num else None
 
     def _steps(self, place: Place, shot: Shot) -> int:

@@ -52,6 +52,9 @@ class ModelCard:
     min_steps: int = 1
     guidance_low: float | None = None  # of the low-noise expert; None where there is one transformer
     takes_loras: bool = True
+    # the original model's names of layers, and those of diffusers' modules that each became ({n}: number of a block)
+    lora_names: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    lora_optional: tuple[str, ...] = ()  # in names of layers that a LoRA may change and this model may lack
     tiles: bool = True  # whether its autoencoder can decode in tiles
     text_sees_image: bool = False  # the text encoder looks at the first frame
     lead_latents: int = 0  # latent frames that the model generates before the first, and that are cut off

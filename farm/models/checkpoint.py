@@ -26,6 +26,7 @@ from farm.models import cards
 from farm.models.card import ModelCard
 from farm.models.cards.builtin import BUILTIN
 from farm.models.fetch import cache_folder, is_elsewhere, local_folder, pinned
+from farm.models.safetensors import read_header
 
 BUILTIN_FOLDER = Path(__file__).parents[2] / "pipelines" / "builtin" / "weights"
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
@@ -200,27 +201,9 @@ def _check_component(folder: Path, cls: str, *, name: str) -> None:
         if lacking:
             raise InputError(f"model {name!r}: {folder.name}/{lacking[0]} is missing")
     for file in weights:
-        check_safetensors(file, place=f"model {name!r}: {folder.name}/{file.name}")
-
-
-def check_safetensors(path: Path, *, place: str) -> None:
-    """Compare the length that the header promises with the file's: catches truncated and foreign files.
-
-    Args:
-        place: where it lies, for people.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if size < 8 or length > min(size - 8, 100_000_000):
-            raise InputError(f"{place} is not a safetensors file, or cut short at {size} bytes")
-        try:
-            header = json.loads(f.read(length))
-            end = max(int(v["data_offsets"][1]) for k, v in header.items() if k != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise InputError(f"{place} is damaged: its header cannot be read; fetch it again") from None
-    if 8 + length + end != size:
-        raise InputError(f"{place} is damaged: must have {8 + length + end} bytes, got {size}; fetch it again")
+        place = f"model {name!r}: {folder.name}/{file.name}"
+        if not read_header(file, place=place).shapes:
+            raise InputError(f"{place} is damaged: it holds no tensors; fetch it again")
 
 
 class _Remembered:
@@ -265,12 +248,8 @@ _remembered = _Remembered()
 
 def num_parameters(folder: Path) -> int:
     """How many numbers a component's safetensors hold, from their headers."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as f:
-            header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
-        total += sum(math.prod(v["shape"]) for k, v in header.items() if k != "__metadata__")
-    return total
+    headers = (read_header(file, place=file.name) for file in folder.glob("*.safetensors"))
+    return sum(math.prod(shape) for header in headers for shape in header.shapes.values())
 
 
 def check_fingerprints(folder: Path, components: Sequence[tuple[str, str]]) -> None:

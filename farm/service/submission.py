@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from farm.errors import FarmError
+from farm.errors import FarmError, Problem, problem_from_json
 from farm.states import ENDED
 from farm.store.jobs import Job, write_job
 from farm.store.journal import Standing, Wish, drop_wish, new_orders, read_standing, write_order, write_wish
@@ -43,7 +43,7 @@ class Submission:
     container: str
     priority: int = 50
     request: Mapping[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Problem, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -123,8 +123,8 @@ def _deleted_path(job: str) -> str:
 
 
 def _from_json(data: Mapping[str, Any]) -> Submission:
-    tuples = {"shots": tuple(tuple(s) for s in data["shots"]), "warnings": tuple(data["warnings"])}
-    return Submission(**{**data, **tuples})
+    shots, told = tuple(tuple(s) for s in data["shots"]), tuple(map(problem_from_json, data["warnings"]))
+    return Submission(**{**data, "shots": shots, "warnings": told})
 
 
 class Memory:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from farm.errors import InputError
+from farm.errors import InputError, Problem, problem_from_json
 from farm.film.film import Film
+from farm.film.looks import Look, fault_of
 from farm.models.card import ModelCard
 from farm.models.checkpoint import Checkpoint
 from farm.models.frame_rule import FrameRule
 from farm.plan.plan import Plan
 from farm.plan.sources import source_task
 from farm.store.store import Store, artifact_path, sidecar_path
-from farm.task import EncodeText
+from farm.task import EncodeText, Task
+
+READERS = 16  # of small records; a store in a cloud answers each in tens of milliseconds
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,11 @@ class Job:
     film: Film
     models: tuple[Checkpoint, ...]  # the film's, then those that single shots name
     storyboard: str  # as the author wrote it
+    warnings: tuple[Problem, ...] = ()  # of planning it
 
     def as_json(self) -> dict[str, Any]:
         data = {"id": self.id, "film": self.film.as_json(), "models": [asdict(m) for m in self.models]}
-        return {**data, "storyboard": self.storyboard}
+        return {**data, "storyboard": self.storyboard, "warnings": [w.as_json() for w in self.warnings]}
 
 
 def write_job(store: Store, job: Job, files: Mapping[str, Path] | None = None) -> None:
@@ -57,7 +62,8 @@ def read_job(store: Store, job_id: str) -> Job:
         raise InputError(f"there is no job {job_id!r} in the store {store.uri}") from None
     try:
         film = Film.from_json(data["film"])
-        return Job(data["id"], film, tuple(map(_checkpoint, data["models"])), data["storyboard"])
+        warnings = tuple(map(problem_from_json, data.get("warnings", ())))
+        return Job(data["id"], film, tuple(map(_checkpoint, data["models"])), data["storyboard"], warnings)
     except (KeyError, TypeError) as e:
         raise InputError(f"job {job_id!r} was written by another version of the farm; render it again ({e})") from None
 
@@ -82,7 +88,17 @@ def publish_film(store: Store, job: Job, plan: Plan) -> str:
         source = store.local_path_of(task) or store.read(task)
         path = store.publish(f"films/{job.id}/{name}.{task.extension}", source)
     store.publish(f"films/{job.id}/seams.json", json.dumps(read_seams(store, plan), indent=1).encode())
+    warnings = [w.as_json() for w in (*job.warnings, *find_warnings(store, plan))]
+    store.publish(f"films/{job.id}/warnings.json", json.dumps(warnings, indent=1).encode())
     return path
+
+
+def read_warnings(store: Store, job_id: str) -> tuple[Problem, ...]:
+    """What is not as it may have been meant in a finished film; nothing where it is not finished."""
+    try:
+        return tuple(map(problem_from_json, json.loads(store.cat(f"films/{job_id}/warnings.json"))))
+    except FileNotFoundError:
+        return ()
 
 
 def read_seams(store: Store, plan: Plan) -> list[dict[str, Any]]:
@@ -91,15 +107,33 @@ def read_seams(store: Store, plan: Plan) -> list[dict[str, Any]]:
     return [{"shot": shot} | json.loads(line) for shot, line in lines]
 
 
-def read_warnings(store: Store, plan: Plan) -> list[str]:
-    """What was lost of prompts that are longer than their encoder reads; known once they are encoded."""
+def find_warnings(store: Store, plan: Plan) -> list[Problem]:
+    """What tasks have noted beside their artifacts: prompts that were cut, shots in which nothing can be seen."""
+    texts = {
+        key: (task.label, task.request) for key, task in plan.tasks.items()
+        if isinstance(task.request, EncodeText) and task.request.may_be_cut
+    }  # fmt: skip
+    noted = [*texts, *dict.fromkeys(key for shot in plan.shots for key in shot.frames)]
+    with ThreadPoolExecutor(READERS) as pool:
+        notes = dict(zip(noted, pool.map(lambda key: _note(store, plan.tasks[key]), noted), strict=True))
+    index = {shot.id: i for i, shot in enumerate(plan.shots)}
     found = []
-    for task in plan.tasks.values():
-        if not isinstance(task.request, EncodeText) or not task.request.may_be_cut or not store.has(task):
-            continue
-        cut = store.record(sidecar_path(artifact_path(task))).get("info", {}).get("cut")
-        if cut:
+    for key, (label, request) in texts.items():
+        if cut := notes[key].get("cut"):
             lost = f"{cut['lost'][:80]!r}" + (" ..." if len(cut["lost"]) > 80 else "")
-            must = f"the prompt of {task.label} must have at most {cut['limit']} tokens for {task.request.family}"
-            found.append(f"{must}, got {cut['tokens']}; cut: {lost}")
+            must = f"the prompt of {label} must have at most {cut['limit']} tokens for {request.family}"
+            where = f"shots[{index[label]}].prompt" if label in index else ""
+            found.append(Problem(f"{must}, got {cut['tokens']}; cut: {lost}", where))
+    for i, shot in enumerate(plan.shots):
+        looks = [Look(**notes[key]["look"]) for key in shot.frames if "look" in notes.get(key, {})]
+        if len(looks) == len(shot.frames) and (fault := fault_of(looks)):
+            found.append(Problem(f"shot {shot.id} {fault}", f"shots[{i}]"))
     return found
+
+
+def _note(store: Store, task: Task) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = store.record(sidecar_path(artifact_path(task))).get("info", {})
+    except FileNotFoundError:  # collected since
+        return {}
+    return told

@@ -16,8 +16,6 @@ from pipelines.family import Family, Given, Pictures, Predict, Run, Tensors, as_
 
 
 class CogVideoX(Family):
-    lora_pipeline = "CogVideoXPipeline"
-
     def encode_text(self, components: Mapping[str, Any], request: EncodeText, seen: Pictures) -> Tensors:
         """`embeds` (1, max_tokens, dim) of T5."""
         from diffusers.pipelines.cogvideo.pipeline_cogvideox import CogVideoXPipeline

@@ -20,8 +20,6 @@ IMAGE_SHARE = 0.001  # of the picture in the noise that the image variants begin
 
 
 class HunyuanVideo(Family):
-    lora_pipeline = "HunyuanVideoPipeline"
-
     def encode_text(self, components: Mapping[str, Any], request: EncodeText, seen: Pictures) -> Tensors:
         """`embeds` (1, tokens, dim) and `mask` of the language model, `pooled` (1, dim) of CLIP."""
         from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import HunyuanVideoPipeline

@@ -23,8 +23,6 @@ DECODE_TIMESTEP = 0.0  # the stock pipelines' decode_timestep, which is their no
 
 
 class LTX(Family):
-    lora_pipeline = "LTXPipeline"
-
     def encode_text(self, components: Mapping[str, Any], request: EncodeText, seen: Pictures) -> Tensors:
         """`embeds` (1, max_tokens, dim) and `mask` (1, max_tokens), as the checkpoint's own pipeline makes them."""
         from diffusers.pipelines.ltx.pipeline_ltx import LTXPipeline

@@ -15,8 +15,6 @@ THRESHOLD_NOISE = 0.025  # of its schedule, half of which is linear
 
 
 class Mochi(Family):
-    lora_pipeline = "MochiPipeline"
-
     def encode_text(self, components: Mapping[str, Any], request: EncodeText, seen: Pictures) -> Tensors:
         """`embeds` (1, max_tokens, dim) and `mask` of T5; of an empty prompt zeros, where the checkpoint wants it."""
         from diffusers.pipelines.mochi.pipeline_mochi import MochiPipeline

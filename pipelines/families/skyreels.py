@@ -17,8 +17,6 @@ from pipelines.family import Draws, Given, Predict, Run, Tensors, guided_in_turn
 
 
 class SkyReels(Wan):
-    lora_pipeline = "SkyReelsV2DiffusionForcingPipeline"
-
     def make_predict(self, components: Mapping[str, Any], request: Denoise, given: Given) -> Predict:
         model, scheduler, settings = components["transformer"], components["scheduler"], dict(request.settings)
         dtype = model.dtype  # a walk over all modules

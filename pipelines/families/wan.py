@@ -20,7 +20,6 @@ GRAY = 128  # of frames that VACE shall make, as in diffusers' example of it
 
 
 class Wan(Family):
-    lora_pipeline = "WanPipeline"
     streams = True
 
     def encode_text(self, components: Mapping[str, Any], request: EncodeText, seen: Pictures) -> Tensors:

@@ -10,11 +10,17 @@ from farm.models.card import Configs, ModelCard, dit_facts
 from farm.models.frame_rule import FrameRule
 from farm.task import Settings
 
+# Names of the original repository's layers (Lightricks/LTX-Video, ltx_video/models/transformers/transformer3d.py).
+LORA_NAMES = (
+    ("patchify_proj", ("proj_in",)), ("adaln_single.linear", ("time_embed.linear",)),
+    ("adaln_single.emb.timestep_embedder.linear_1", ("time_embed.emb.timestep_embedder.linear_1",)),
+    ("adaln_single.emb.timestep_embedder.linear_2", ("time_embed.emb.timestep_embedder.linear_2",)),
+)  # fmt: skip
 LTX = ModelCard(
     name="ltx", family="ltx", modes=("text", "image", "frames"), contexts=("frames", "last_frame"),
     rule=FrameRule(8, 1), size=(704, 512), fps=25.0, fps_conditioned=True, multiple_px=32, spatial_factor=32,
     latent_channels=128, steps=50, guidance=3.0, chunk_frames=161, overlap_frames=17, max_tokens=128,
-    conditioning="context", draws_condition=True, splits=("sequence", "guidance"),
+    conditioning="context", draws_condition=True, splits=("sequence", "guidance"), lora_names=LORA_NAMES,
     published=(("LTX-Video 2B", 4.8, 1.9, 0.9), ("LTX-Video 13B", 4.8, 13.0, 1.3)),
 )  # fmt: skip
 

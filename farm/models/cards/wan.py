@@ -19,10 +19,33 @@ WAN21_RGB: Matrix = (
     (-0.1251, 0.0927, 0.1699), (0.0060, -0.0633, 0.0005), (0.3477, 0.2275, 0.2950), (0.1984, 0.0913, 0.1861),
     (-0.1835, -0.0868, -0.3360),
 )  # fmt: skip
+# Names of the original repository's layers (Wan-AI, wan/modules/model.py and vace_model.py).
+_BLOCK = {
+    "self_attn.q": "attn1.to_q", "self_attn.k": "attn1.to_k", "self_attn.v": "attn1.to_v",
+    "self_attn.o": "attn1.to_out.0",
+    "cross_attn.q": "attn2.to_q", "cross_attn.k": "attn2.to_k", "cross_attn.v": "attn2.to_v",
+    "cross_attn.o": "attn2.to_out.0", "cross_attn.k_img": "attn2.add_k_proj", "cross_attn.v_img": "attn2.add_v_proj",
+    "self_attn.norm_q": "attn1.norm_q", "self_attn.norm_k": "attn1.norm_k", "cross_attn.norm_q": "attn2.norm_q",
+    "cross_attn.norm_k": "attn2.norm_k", "cross_attn.norm_k_img": "attn2.norm_added_k", "norm3": "norm2",
+    "ffn.0": "ffn.net.0.proj", "ffn.2": "ffn.net.2", "before_proj": "proj_in", "after_proj": "proj_out",
+}  # fmt: skip
+LORA_NAMES = tuple(
+    (f"{blocks}.{{n}}.{original}", (f"{blocks}.{{n}}.{module}",))
+    for blocks in ("blocks", "vace_blocks") for original, module in _BLOCK.items()
+) + tuple(
+    (original, (f"condition_embedder.{module}",)) for original, module in (
+        ("time_embedding.0", "time_embedder.linear_1"), ("time_embedding.2", "time_embedder.linear_2"),
+        ("text_embedding.0", "text_embedder.linear_1"), ("text_embedding.2", "text_embedder.linear_2"),
+        ("time_projection.1", "time_proj"), ("img_emb.proj.0", "image_embedder.norm1"),
+        ("img_emb.proj.1", "image_embedder.ff.net.0.proj"), ("img_emb.proj.3", "image_embedder.ff.net.2"),
+        ("img_emb.proj.4", "image_embedder.norm2"),
+    )
+) + (("head.head", ("proj_out",)),)  # fmt: skip
 WAN = ModelCard(
     name="wan", family="wan", modes=("text",), contexts=(), rule=FrameRule(4, 1), size=(832, 480), fps=16.0,
     multiple_px=16, spatial_factor=8, latent_channels=16, steps=50, guidance=5.0, chunk_frames=81, overlap_frames=5,
-    max_tokens=512, halo_latents=39, latent_rgb=WAN21_RGB, splits=("sequence", "guidance"),
+    max_tokens=512, halo_latents=39, latent_rgb=WAN21_RGB, splits=("sequence", "guidance"), lora_names=LORA_NAMES,
+    lora_optional=("k_img", "v_img", "img_emb", "add_k_proj", "add_v_proj", "norm_added_k", "image_embedder"),
     published=(
         ("Wan2.1 1.3B", 5.7, 1.4, 0.13), ("Wan2.1 14B", 5.7, 14.3, 0.13), ("Wan2.2 A14B", 5.7, 28.6, 0.13),
         ("Wan2.2 TI2V 5B", 5.7, 5.0, 0.7),

@@ -164,3 +164,20 @@ def test_films_are_sent_whole_and_by_ranges(client: TestClient, store: Store) ->
     for asked in ("bytes=1280000-", "bytes=-0"):
         answer = client.get(f"/v1/films/{job}/content", headers={"range": asked})
         assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{len(data)}")
+
+
+def test_a_film_tells_what_is_not_as_it_may_have_been_meant(client: TestClient, store: Store) -> None:
+    board = BOARD.replace("a red ball", "a red dog")
+    answer = client.post("/v1/films", content=board, headers=YAML).json()
+    (warning,) = answer["warnings"]
+    assert warning["key"] == "shots[0].prompt"
+    assert "does not know these words, and leaves them out: dog" in warning["message"]
+    job = answer["id"]
+    journal = take_lease(store, job, Owner("one"), now=lambda: 5.0)
+    assert isinstance(journal, Journal)
+    for event in ("submit", "finish"):
+        journal.move(event, "")
+    more = {"file": "", "line": None, "key": "shots[0]", "message": "shot one is black"}
+    store.publish(f"films/{job}/warnings.json", json.dumps([warning, more]).encode())
+    assert client.get(f"/v1/films/{job}").json()["warnings"] == [warning, more]
+    assert client.get("/v1/films").json()["data"][0]["warnings"] == [warning, more]

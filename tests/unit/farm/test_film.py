@@ -146,7 +146,25 @@ def test_a_prompt_that_no_chunk_begins_with_is_told_of() -> None:
     schedule = [{"at": 0, "prompt": "x"}, {"at": 1, "prompt": "y"}, {"at": 1.5, "prompt": "z"}]
     shots = [{"id": "a", "prompts": schedule, "frames": 40}]
     told = resolve_board({"shots": shots}, find_checkpoint("builtin", beside=Path())).warnings
-    assert any("shots[0].prompts[1]: no chunk begins while it is in force" in w and "0, 17, 29" in w for w in told)
+    (warning,) = [w for w in told if "shots[0].prompts[1]: no chunk begins while it is in force" in w.message]
+    assert "0, 17, 29" in warning.message
+    assert warning.key == "shots[0].prompts[1]"
+
+
+def test_words_that_the_model_does_not_know_are_told_with_the_shots_that_have_them() -> None:
+    shots = [
+        {"id": name, "prompt": prompt, "frames": 5}
+        for name, prompt in [
+            ("a", "a red ball"),
+            ("b", "a red dog"),
+            ("c", "a fast dog"),
+            ("d", "a dog"),
+            ("e", "dogs dog"),
+        ]
+    ]
+    (warning,) = resolve_board({"shots": shots}, find_checkpoint("builtin", beside=Path())).warnings
+    assert "dog (shots b, c, d ...); fast (shot c); dogs (shot e)" in warning.message
+    assert (warning.key, warning.file, warning.line) == ("shots[1].prompt", "board.yaml", 7)
 
 
 def test_a_picture_that_was_turned_counts_as_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,3 +238,15 @@ def test_an_anchor_needs_a_picture_however_short_the_shot() -> None:
          "continuity": {"mode": "blend", "anchor": True}},
     ]  # fmt: skip
     assert faults_of(find_checkpoint("builtin", beside=Path()), shots=shots) == ["shots[1].continuity.anchor"]
+
+
+def test_an_animated_picture_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (Image.new("RGB", (96, 64), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "moving.webp", save_all=True, append_images=[second])
+    first.save(tmp_path / "still.webp")
+    monkeypatch.chdir(tmp_path)
+    shots = [{"id": n, "prompt": "a red ball", "frames": 5, "image": f"{n}.webp"} for n in ("moving", "still")]
+    (warning,) = resolve_board({"shots": shots}, find_checkpoint("builtin", beside=Path())).warnings
+    assert (warning.key, warning.message) == (
+        "shots[0].image", "shots[0].image: moving.webp is animated; its first picture is used"
+    )  # fmt: skip

@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from tiny_checkpoints import make_wan
 
 from farm.errors import InputError, TaskCanceled
+from farm.film.looks import Look
 from farm.models.cards.wan import WAN21_RGB
 from farm.task import Decode, Denoise, EncodeText, Slice
 from pipelines import decode, denoise, encode
@@ -108,3 +109,15 @@ def test_the_whole_film_can_be_made_in_one_process(tiny_wan: Path) -> None:
     shots = [{"id": "a", "prompt": "a ball", "frames": 5}, {"id": "b", "prompt": "a cube", "frames": 5}]
     plan = plan_of({"size": "64x48", "steps": 1, "shots": shots}, tiny_wan)
     assert isinstance(run_plan(plan)[plan.film], Path)
+
+
+def test_decoding_notes_what_can_be_seen() -> None:
+    """What farm/film/looks.py judges by."""
+    black = torch.zeros(3, 16, 16, 3, dtype=torch.uint8)
+    assert decode.look_of(black) == Look(0.0, 0.0, 0.0)
+    picture = torch.randint(0, 255, (1, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert decode.look_of(picture).motion is None
+    still = decode.look_of(picture.expand(3, -1, -1, -1))
+    assert still.motion == 0.0
+    assert still.detail > 40
+    assert decode.look_of(torch.cat([picture, black[:1]])).motion == pytest.approx(still.brightness)
