@@ -5,6 +5,7 @@ How many there should be is decided in farm/control/scaling.py; what runs on the
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -16,6 +17,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from actors.gang import GROUPS, Leader, first_line, in_bundle
+from actors.logs import last_lines, last_lines_elsewhere, own_folder
 from actors.replica import Replica
 from farm.control.fleet import Ran, ReplicaSpec, Status
 from farm.errors import FarmError, ReplicaLost
@@ -78,6 +80,11 @@ class RayHands:
         with _in_our_words():
             status: Status = await handle.status.remote()
             return status
+
+    async def last_words(self, node: str, pid: int) -> str:
+        if told := await asyncio.to_thread(last_lines, own_folder(), pid):
+            return told
+        return await asyncio.to_thread(last_lines_elsewhere, node, pid)
 
     async def prepare(self, handle: Any, task: Task, inputs: Sequence[tuple[Task, Any]]) -> None:
         try:

@@ -25,6 +25,7 @@ from typing import Any
 import ray
 
 from actors.lending import Helpers
+from actors.logs import last_lines, own_folder
 from actors.worker import MODEL_STAGES, Inputs, Keeper, Stages, cause_of, energy_j, made_with, trim_memory
 from farm.control.fleet import Ran, ReplicaSpec, Status
 from farm.errors import FarmError, Halted, StoreError, StoreFull, StoreUnreachable, TaskCanceled
@@ -238,10 +239,13 @@ class Replica:
             return self._ran("canceled", started_at, load_s, reason=str(e))
         except Exception as e:  # noqa: BLE001  # translated: the controller decides what to do with it
             log.warning("task %s failed:\n%s", task.key, traceback.format_exc())
+            details = f"{traceback.format_exc()}\n{last_lines(own_folder(), os.getpid())}"
             told |= {"input_missing": True} if isinstance(e, StoreError) else {}
             told |= {"store_out_of_order": True} if isinstance(e, StoreUnreachable) else {}
             reason = str(e) if isinstance(e, FarmError) else f"{type(e).__name__}: {e}"
-            return self._ran("failed", started_at, load_s, reason=reason[:2000], cause=cause_of(e), info=told)
+            return self._ran(
+                "failed", started_at, load_s, reason=reason[:2000], cause=cause_of(e), info=told, details=details
+            )
         finally:
             keeper.close()
             if frugal:

@@ -45,6 +45,31 @@ def load_component(
     Raises:
         InputError: weights are missing, or a package that the quantisation needs.
     """
+    with telling_what_is_damaged(f"{component} of {folder}"):
+        return _load(folder, component, dtype, device, offload, quantize, is_sharded)
+
+
+@contextmanager
+def telling_what_is_damaged(what: str) -> Iterator[None]:
+    """Whatever a library says of files that it cannot read is a fault of those files, but for a lack of memory.
+
+    Raises:
+        InputError: in its words.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError, ImportError):
+        raise
+    except Exception as e:
+        is_systems_own = isinstance(e, OSError) and e.errno is not None  # a disk that fails, too many open files
+        if is_systems_own or "memory" in str(e).lower():
+            raise
+        raise InputError(f"{what} must be what diffusers can load: {type(e).__name__}: {e}; fetch it again") from e
+
+
+def _load(
+    folder: str, component: str, dtype: str, device: str, offload: str, quantize: str, is_sharded: bool
+) -> Any:  # fmt: skip
     index = json.loads((Path(folder) / "model_index.json").read_text())
     library, name = index[component]
     cls = getattr(importlib.import_module(HOMES.get(name, library)), name)

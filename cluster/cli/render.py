@@ -19,7 +19,7 @@ from cluster.ray import Connection, check_this_machine
 from farm.errors import Problem, RenderError
 from farm.plan.plan import tasks_to_run
 from farm.store.jobs import find_warnings, publish_film, read_seams
-from farm.store.journal import look_at_lease
+from farm.store.journal import look_at_lease, read_attempts
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -93,4 +93,9 @@ def tell_unfinished(order: Order, view: dict[str, Any], answer: Answer) -> int:
     left = f"{done} of {len(tasks)} tasks are in the store, and the same command goes on from there; report {report}"
     if view["status"] == "canceled":
         return answer.fail(130, [Problem(f"{view.get('reason') or 'interrupted'}; {left}")])
-    return answer.fail(3, [*(Problem(e) for e in view["errors"]), Problem(left)])
+    failed = [a for a in read_attempts(order.store, order.job.id) if a.outcome == "failed"]
+    if failed:
+        tells = f"farm show {order.job.id} --attempt {failed[-1].attempt_id} --store {order.store.uri}"
+        left += f"; {tells} shows the last failure's traceback and log"
+    code = 2 if view.get("is_input_at_fault") else 3
+    return answer.fail(code, [*(Problem(e) for e in view["errors"]), Problem(left)])

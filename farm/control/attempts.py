@@ -168,7 +168,7 @@ class Attempts:
                 if job in self.jobs.leads:  # else another one drives it, or it has ended
                     told = replace(attempt, job=job, fence=self.jobs.leads[job].journal.fence)
                     with contextlib.suppress(OSError, StoreError):  # a lost row must not fail a film
-                        await self.with_room(wanted_by, write_attempt, self.store, told)
+                        await self.with_room(wanted_by, write_attempt, self.store, told, ran.details)
             await self._conclude(slot, task, attempt)
         finally:
             for rendering in wanted_by:
@@ -285,7 +285,10 @@ class Attempts:
             if self.fleet.closing or not self.hands.is_node_alive(error.node or slot.node):
                 return Ran("interrupted", began_at, noticed_at, reason=f"the replica's node was lost: {error}")
             await asyncio.sleep(NODE_LOSS_POLL_S)
-        return Ran("failed", began_at, noticed_at, reason=f"the replica's process died: {error}", cause="died")
+        words = await self.hands.last_words(error.node or slot.node, slot.pid)
+        return Ran(
+            "failed", began_at, noticed_at, reason=f"the replica's process died: {error}", cause="died", details=words
+        )
 
     def _record(self, slot: Slot, task: Task, first: Rendering, ran: Ran, size: int) -> Attempt:
         self.num_attempts += 1
@@ -354,6 +357,7 @@ class Attempts:
         self.dispatcher.fail(task.key)
         for rendering in wanted_by:
             rendering.errors.append(f"{task.stage} of {task.label}: {decision.reason}")
+            rendering.num_input_errors += decision.is_input
 
     def note_queued(self, freed: list[str]) -> None:
         self.queued_at.update(dict.fromkeys(freed, self.now()))

@@ -30,6 +30,7 @@ class Retry:
 @dataclass(frozen=True)
 class GiveUp:
     reason: str
+    is_input: bool = False  # what was asked for is at fault, not the farm
 
 
 def after_failure(
@@ -47,7 +48,7 @@ def after_failure(
     short = [a for a in failures if a.cause == "memory"]
     counted = [a for a in failures if a.cause != "memory"]
     if last.outcome == "failed" and last.cause == "input":
-        return GiveUp(last.reason)
+        return GiveUp(last.reason, is_input=True)
     overflows = [a for a in failures if a.cause == "overflow"]
     if len(overflows) >= MAX_OVERFLOWS:  # once more elsewhere, where a GPU is at fault; the same sums give the same
         return GiveUp(overflows[-1].reason)

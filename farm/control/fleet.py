@@ -54,6 +54,7 @@ class Ran:
     value: Any = None
     peak_memory_bytes: int = 0
     info: dict[str, Any] = field(default_factory=dict)
+    details: str = ""  # of a failure: the whole traceback, and the end of the process's log
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,9 @@ class Hands(Protocol):
         """
 
     async def status(self, handle: Any) -> Status: ...
+
+    async def last_words(self, node: str, pid: int) -> str:
+        """The end of the log of a replica that has died; empty where it cannot be had."""
 
     async def prepare(self, handle: Any, task: Task, inputs: Sequence[tuple[Task, Any]]) -> None:
         """Get a replica ready to predict slices of a task that another one runs."""

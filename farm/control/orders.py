@@ -41,6 +41,7 @@ async def _requeue(jobs: Jobs, lead: Lead, *, everything: bool) -> list[str]:
     forgiven = []
     for rendering in jobs.renderings_of(lead.job):
         rendering.errors.clear()
+        rendering.num_input_errors = 0
         for key in jobs.dispatcher.requeue_failed(rendering.wish.name):
             forgiven += [a.attempt_id for a in jobs.work.tries.pop(key, [])]
         if everything:

@@ -34,6 +34,7 @@ class Rendering:
     cost_done: float = 0.0
     first_step_at: float | None = None
     errors: list[str] = field(default_factory=list)
+    num_input_errors: int = 0  # of them, those that the input is to blame for
     film: str = ""
     previews: dict[str, str] = field(default_factory=dict)  # label to path in the store
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -84,6 +85,7 @@ class Rendering:
             "running": [self._running(s, self.plan.tasks[s.busy]) for s in slots if s.busy in self.plan.tasks],
             "starting": [s.name for s in slots if not s.node], "previews": dict(self.previews),
             "first_step_at": self.first_step_at,
+            "is_input_at_fault": 0 < len(self.errors) == self.num_input_errors,
         }  # fmt: skip
 
     def _cost_now(self, slots: Iterable[Slot]) -> float:

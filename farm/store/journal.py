@@ -302,9 +302,24 @@ def _as_bytes(value: Mapping[str, Any]) -> bytes:
 # -- attempts
 
 
-def write_attempt(store: Store, attempt: Attempt) -> None:
-    """Note how an attempt ended. The first record of an attempt stays."""
-    store.put_record(f"jobs/{attempt.job}/attempts/{attempt.attempt_id}.json", vars(attempt))
+def write_attempt(store: Store, attempt: Attempt, details: str = "") -> None:
+    """Note how an attempt ended. The first record of an attempt stays.
+
+    Args:
+        details: of a failure: its traceback, and the end of the replica's log. They lie beside the record.
+    """
+    path = f"jobs/{attempt.job}/attempts/{attempt.attempt_id}"
+    if details:
+        store.put_if_absent(f"{path}.log", details.encode("utf-8", "replace"))
+    store.put_record(f"{path}.json", vars(attempt))
+
+
+def read_details(store: Store, attempt: Attempt) -> str:
+    """What else is known of a failed attempt; empty where nothing is."""
+    try:
+        return store.cat(f"jobs/{attempt.job}/attempts/{attempt.attempt_id}.log").decode()
+    except FileNotFoundError:
+        return ""
 
 
 def read_attempts(store: Store, job_id: str) -> list[Attempt]:

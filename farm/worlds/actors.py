@@ -141,6 +141,9 @@ class SimHands:
         size: int = await self._answer(replica, put_away(self.world, replica, key), key)
         return size
 
+    async def last_words(self, node: str, pid: int) -> str:
+        return f"process {pid} of {node} has gone"
+
     async def status(self, replica: SimReplica) -> Status:
         await self.owner.thaw()
         if not replica.is_alive:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,6 +17,9 @@ import pytest
 from farm_process import farm, finish, replicas_of, start_farm, wait_until
 from PIL import Image
 from tiny_checkpoints import make_wan
+
+from farm.store.journal import read_attempts, read_details
+from farm.store.store import Store
 
 BOARD = """\
 title: Two shots
@@ -165,6 +171,10 @@ def test_a_killed_replica_costs_its_task_and_nothing_else(tiny_wan: Path, tmp_pa
     assert done.code == 0, done.told
     assert done.answer["tasks"]["retried"] >= 1
     assert done.answer["tasks"]["run"] == whole.answer["tasks"]["run"]
+    (died,) = ended.glob("*/attempts/*.log")  # written by the controller, from Ray's log of the process
+    shown = farm("show", done.answer["job"], "--attempt", died.stem, "--store", tmp_path / "store", "--json")
+    assert shown.answer["cause"] == "died"
+    assert "-- log" in shown.answer["details"]
     assert (tmp_path / "film.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
 
 
@@ -183,23 +193,45 @@ def test_a_hub_id_is_found_in_the_local_cache(tiny_wan: Path, tmp_path: Path) ->
     assert "could not be had from the hub" in missing.told
 
 
-@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_stage_that_fails_ends_the_render_and_keeps_what_exists(replicas: int, tmp_path: Path) -> None:
+def shape_of_another(config: dict[str, Any]) -> None:
+    config["base_dim"] = 8  # its weights cannot be loaded
+
+
+def one_mean_too_few(config: dict[str, Any]) -> None:
+    config["latents_mean"].pop()  # it can be loaded, and fails when it decodes
+
+
+@pytest.mark.parametrize(
+    ("spoil", "replicas", "code", "told"),
+    [
+        (one_mean_too_few, 2, 3, "decode of one: 3 attempts failed"),
+        pytest.param(one_mean_too_few, 1, 3, "decode of one: 3 attempts failed", marks=pytest.mark.slow),
+        pytest.param(shape_of_another, 1, 2, "must be what diffusers can load", marks=pytest.mark.slow),
+    ],
+)
+def test_a_stage_that_fails_ends_the_render_and_keeps_what_exists(
+    spoil: Callable[[dict[str, Any]], None], replicas: int, code: int, told: str, tmp_path: Path
+) -> None:
     pools = tmp_path / "pools.yaml"
     bounds = f"{{min: {replicas}, max: {replicas}}}"
     pools.write_text(
         f"pools: {{denoise: {{stages: [encode, denoise]}}, media: {{stages: [decode], replicas: {bounds}}}}}\n"
     )
     model = make_wan(tmp_path / "wan")
-    config = model / "vae" / "config.json"
-    config.write_text(config.read_text().replace('"base_dim": 4', '"base_dim": 8'))  # weights of another shape
+    file = model / "vae" / "config.json"
+    config = json.loads(file.read_text())
+    spoil(config)
+    file.write_text(json.dumps(config))
     board = write_board(tmp_path, model)
     failed = farm("render", board, "--store", tmp_path / "store", "--pools", pools, "--json")
-    assert failed.code == 3, failed.told
+    assert failed.code == code, failed.told
     assert "Traceback" not in failed.told
     assert failed.answer["status"] == "failed"
     assert failed.answer["tasks"]["run"] == 5  # three texts, two latents
-    assert any("decode of one: 3 attempts failed" in e["message"] for e in failed.answer["errors"])
+    assert any(told in e["message"] for e in failed.answer["errors"])
+    tries = [a for a in read_attempts(Store(str(tmp_path / "store")), failed.answer["job"]) if a.outcome == "failed"]
+    assert len(tries) == (2 if code == 2 else 6)  # of two shots
+    assert all("Traceback" in read_details(Store(str(tmp_path / "store")), a) for a in tries)
     (report,) = (tmp_path / "store").glob("films/*/report.html")
     assert "decode of one on media-" in report.read_text()
     again = farm("plan", board, "--store", tmp_path / "store", "--json")

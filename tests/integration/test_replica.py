@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from doors import submit, wait_for_end
 from farm_process import wait_until
 from in_process import plan_of, resolve_board
 
+from actors.logs import last_lines
 from cluster.ray import Connection
 from farm.control.fleet import Fleet
 from farm.film.film import job_id_of
@@ -69,6 +71,24 @@ def test_a_replica_answers_while_it_computes_and_stops_when_told(
     assert again.outcome == "succeeded"
     assert ray.get(replica.persist.remote(task.key), timeout=10) == 992
     ray.kill(replica)
+
+
+def test_a_failure_comes_with_its_traceback_and_the_end_of_the_log(
+    local_ray: Any, tiny_wan: Path, tmp_path: Path
+) -> None:
+    replica = start_stand_in(local_ray, tmp_path)
+    task = next(iter(plan_of({"shots": [{"id": "a", "prompt": "x", "frames": 5}]}, tiny_wan).tasks.values()))
+    ran = local_ray.get(replica.run.remote(replace(task, stage="upscale"), []), timeout=30)  # there is no such stand-in
+    assert ran.outcome == "failed"
+    assert ran.details.startswith("Traceback (most recent call last)")
+    assert "ModuleNotFoundError: No module named 'stand_ins.upscale'" in ran.details
+    told = f"task {task.key} failed:"
+    assert told in ran.details.partition("-- log\n")[2]
+    _, pid = local_ray.get(replica.where.remote(), timeout=10)
+    local_ray.kill(replica)
+    logs = Path(local_ray._private.worker._global_node.get_logs_dir_path())
+    assert told in last_lines(logs, pid)  # also when the process has gone
+    assert last_lines(logs, 1) == last_lines(None, pid) == ""
 
 
 def test_what_waits_in_a_replica_behind_another_task_can_be_called_off(

@@ -49,7 +49,7 @@ MEMORY = {"p": (0.0, 8.0), "q": (0.0, 16.0)}
         ([attempt("failed")] * 3, GiveUp("3 attempts failed; the last: out of luck")),
         ([attempt("interrupted")] * 9, Retry()),
         ([attempt("interrupted"), attempt("failed"), attempt("failed")], Retry(frozenset({"r0"}))),
-        ([attempt("failed", cause="input")], GiveUp("out of luck")),
+        ([attempt("failed", cause="input")], GiveUp("out of luck", is_input=True)),
         ([attempt("failed", cause="overflow")], Retry(frozenset({"r0"}))),
         ([attempt("failed", cause="overflow"), attempt("failed", "r1", cause="overflow")], GiveUp("out of luck")),
         ([short("p")], Retry(pools=frozenset({"p"}), frugal=True)),
