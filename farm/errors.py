@@ -5,6 +5,7 @@
     ├── RenderError       the render failed: exit code 3
     ├── StoreError        an artifact is missing, damaged or cannot be written
     │   ├── DamagedError
+    │   ├── DamagedRecord
     │   ├── StoreFull
     │   └── StoreUnreachable
     ├── NotFinite         a stage has put out NaN or infinity on finite weights
@@ -96,6 +97,10 @@ class TaskCanceled(FarmError):
 
 class StoreUnreachable(StoreError):
     """The store has been out of order for longer than one call waits: try later."""
+
+
+class DamagedRecord(StoreError, ValueError):
+    """A small JSON record cannot be read. Where others can do without it they go on."""
 
 
 class StoreFull(StoreError):

@@ -25,7 +25,7 @@ from cluster.cli.options import add_json, add_pools, add_store
 from cluster.cli.stopping import StopRequest
 from cluster.prepare import farm_name, models_of_shots, open_store, plan_job
 from cluster.ray import Connection, check_cluster, check_this_machine, made_pools
-from farm.errors import InputError, Problem, RenderError
+from farm.errors import DamagedError, InputError, Problem, RenderError
 from farm.film.film import container_of
 from farm.film.manifest import STORYBOARD, Row, Template, read_manifest, storyboard_of, unused_columns
 from farm.film.resolve import resolve
@@ -171,8 +171,9 @@ class Driver:
         write_plan(self.store, job, plan, variant=container)
         film = Open(row, wish, film_s, time.time(), told)
         if not tasks_to_run(plan.tasks, plan.targets, self.store.has):
-            path = publish_film(self.store, job, plan)
-            return self._result(film, {"status": "completed", "film": path, "errors": []})
+            with suppress(DamagedError):  # which is then made again
+                path = publish_film(self.store, job, plan)
+                return self._result(film, {"status": "completed", "film": path, "errors": []})
         open_films[f"{wish.name}#{row.number}"] = film
         self._submit(wish)
         return None

@@ -16,7 +16,7 @@ from cluster.cli.options import add_storyboard, given
 from cluster.cli.order import Order, keep_job, look_again, read_order, with_requeued
 from cluster.cli.report import try_to_draw_report
 from cluster.ray import Connection, check_this_machine
-from farm.errors import Problem, RenderError
+from farm.errors import DamagedError, Problem, RenderError
 from farm.plan.plan import tasks_to_run
 from farm.store.jobs import find_warnings, publish_film, read_seams
 from farm.store.journal import look_at_lease, read_attempts
@@ -43,6 +43,14 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
         answer.warn(order.warnings)
         stale = None
         order = with_requeued(order)
+        if not order.missing:
+            order.store.create()
+            keep_job(order)
+            try:
+                film = publish_film(order.store, order.job, order.plan)
+            except DamagedError as e:
+                print(f"farm: {e}; what is damaged is made again", file=sys.stderr)
+                order = look_again(order, answer)
         if order.missing and address is None:
             held = look_at_lease(order.store, order.job.id)
             if held is not None and not is_dead(held.owner):  # another `farm render` on this store
@@ -62,10 +70,6 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
             if view["status"] != "completed":
                 return tell_unfinished(order, view, answer)
             film = view["film"]
-        else:
-            order.store.create()
-            keep_job(order)
-            film = publish_film(order.store, order.job, order.plan)
     try:
         path = deliver(target, order.store, order.plan, film)
     except OSError as e:

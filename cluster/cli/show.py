@@ -38,6 +38,9 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
     lines = []
     for record in records:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["at"]))
+        if record["kind"] == "damaged":
+            lines.append("a record that cannot be read")
+            continue
         words = {"lease": f"lease {record['fence']} of {record['writer']}", "release": "lease given back"}
         what = words.get(record["kind"]) or f"{record.get('state') or record['kind']}: {record.get('reason', '')}"
         lines.append(f"{when}  {what}")

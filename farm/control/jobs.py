@@ -16,7 +16,7 @@ from farm.control.attempts import Attempts
 from farm.control.fleet import Hands
 from farm.control.lead import Io, Lead
 from farm.control.rendering import Rendering
-from farm.errors import LeaseLost, StoreError, StoreFull
+from farm.errors import DamagedError, LeaseLost, StoreError, StoreFull
 from farm.plan.plan import Plan, make_plan, tasks_to_run
 from farm.pools.pools import Pool, numerics
 from farm.states import ENDED
@@ -36,6 +36,7 @@ from farm.store.journal import (
 from farm.store.store import Store
 
 log = logging.getLogger(__name__)
+MAX_MENDED = 3  # times that a film is made whole again before it fails
 MAX_ENDED = 100  # renderings that can still be asked for
 ROOM_S, MAX_ROOM_S = 5.0, 60.0  # between looks at a full store
 Planned = tuple[Job, Plan, set[str]]
@@ -177,6 +178,10 @@ class Jobs:
         try:
             if status == "completed":
                 status = await self._publish(rendering)
+                if not status:  # some of it has to be made again
+                    rendering.is_ending = False
+                    self.work.dispatch()
+                    return
             self.drop(rendering)
             async with self.gates[rendering.job.id]:
                 lead = self.leads.get(rendering.job.id)
@@ -201,9 +206,17 @@ class Jobs:
             self.on_end(status, film.num_delivered, film.num_delivered / film.output_fps)
 
     async def _publish(self, rendering: Rendering) -> str:
+        """How the film ends; empty where parts of it were damaged in the store, and are to be made again."""
+        tasks = rendering.plan.tasks
         try:
             rendering.film = await self.work.with_room([], publish_film, self.store, rendering.job, rendering.plan)
         except (OSError, StoreError) as e:
+            lost = isinstance(e, DamagedError) and rendering.num_mended < MAX_MENDED
+            if lost and (keys := await self.io(tasks_to_run, tasks, rendering.plan.targets, self.store.has)):
+                rendering.num_mended += 1
+                rendering.run_again(keys)
+                self.dispatcher.revive(rendering.wish.name, tasks, keys)
+                return ""
             rendering.errors.append(f"the film could not be published: {e}")
             return "failed"
         return "completed"

@@ -29,6 +29,7 @@ class Rendering:
     done: set[str] = field(default_factory=set)  # keys of what has run
     reason: str = ""  # why it ended
     num_retried: int = 0
+    num_mended: int = 0  # times that parts of the finished film were found damaged
     num_not_needed: int = 0  # of those that have run: tries at chunks that were good already
     stage_s: dict[str, float] = field(default_factory=dict)
     cost_done: float = 0.0

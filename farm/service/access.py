@@ -111,7 +111,8 @@ class Keyring:
             self.callers = [
                 (r["sha256"], Caller(r["name"], r["role"])) for r in records if f"{r['name']}.json" not in gone
             ]  # fmt: skip
-            self.has_keys = self.has_keys or bool(records)
+            has_any = any(name.endswith(".json") for name in self.store.names("keys"))  # damaged ones, too
+            self.has_keys = self.has_keys or has_any
             self.read_at = self.now()
 
     def caller_of(self, secret: str) -> Caller | None:

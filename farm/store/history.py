@@ -88,9 +88,9 @@ def reasons(store: Store, job: Job, plan: Plan, missing: set[str]) -> dict[str, 
 def _last_render(store: Store, job: Job) -> dict[Place, tuple[str, str]] | None:
     try:
         rows: list[list[Any]] = json.loads(store.cat(store.record(_last_path(job))["plan"]))
-    except (FileNotFoundError, ValueError, KeyError):
+        return {(shot, kind, number): (key, path) for shot, kind, number, key, path in rows}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return {(shot, kind, number): (key, path) for shot, kind, number, key, path in rows}
 
 
 def _differences(store: Store, task: Task, old_path: str, labels: Mapping[str, str]) -> list[str]:

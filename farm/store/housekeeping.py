@@ -55,12 +55,14 @@ def list_jobs(store: Store) -> list[dict[str, Any]]:
     for job in job_ids(store):
         standing = read_standing(store, job)
         try:
-            film = store.record(f"jobs/{job}/job.json")["film"]
-        except (FileNotFoundError, ValueError, KeyError):
+            title = store.record(f"jobs/{job}/job.json")["film"]["title"]
+        except FileNotFoundError:
             continue
+        except (ValueError, KeyError, TypeError):
+            title = "(job.json is damaged: render the storyboard again)"
         owner = standing.owner.name if standing.owner else ""
         rows.append(
-            {"job": job, "title": film["title"], "status": standing.state or "submitted", "reason": standing.reason,
+            {"job": job, "title": title, "status": standing.state or "submitted", "reason": standing.reason,
              "driven_by": owner, "priority": 50 if standing.priority is None else standing.priority}
         )  # fmt: skip
     return rows

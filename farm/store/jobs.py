@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from farm.errors import InputError, Problem, problem_from_json
+from farm.errors import DamagedError, DamagedRecord, InputError, Problem, problem_from_json
 from farm.film.film import Film
 from farm.film.looks import Look, fault_of
 from farm.models.card import ModelCard
@@ -60,6 +60,8 @@ def read_job(store: Store, job_id: str) -> Job:
         data = store.record(f"jobs/{job_id}/job.json")
     except FileNotFoundError:
         raise InputError(f"there is no job {job_id!r} in the store {store.uri}") from None
+    except DamagedRecord as e:
+        raise InputError(f"{e}; render its storyboard again: jobs/{job_id}/storyboard.yaml is a copy") from None
     try:
         film = Film.from_json(data["film"])
         warnings = tuple(map(problem_from_json, data.get("warnings", ())))
@@ -82,15 +84,29 @@ def _tuples(value: Any) -> Any:
 
 
 def publish_film(store: Store, job: Job, plan: Plan) -> str:
-    """Show a finished film and its shots under the job's name. Returns the film's full path."""
-    for key, name in [*((shot.clip, f"shots/{shot.id}") for shot in plan.shots), (plan.film, "film")]:
+    """Show a finished film and its shots under the job's name. Returns the film's full path.
+
+    Raises:
+        DamagedError: some of it is damaged, all of which has been set aside: it must be made again.
+    """
+    damaged, shown = list[DamagedError](), {shot.clip: f"shots/{shot.id}" for shot in plan.shots} | {plan.film: "film"}
+    film = ""
+    for key in plan.targets:
         task = plan.tasks[key]
-        source = store.local_path_of(task) or store.read(task)
-        path = store.publish(f"films/{job.id}/{name}.{task.extension}", source)
+        try:
+            source = store.local_path_of(task) or store.read(task)
+            if key in shown:
+                path = store.publish(f"films/{job.id}/{shown[key]}.{task.extension}", source)
+                film = path if key == plan.film else film
+        except DamagedError as e:
+            damaged.append(e)
+    if damaged:
+        more = f", and {len(damaged) - 1} more" if damaged[1:] else ""
+        raise DamagedError(f"{damaged[0]}{more}", damaged[0].key)
     store.publish(f"films/{job.id}/seams.json", json.dumps(read_seams(store, plan), indent=1).encode())
     warnings = [w.as_json() for w in (*job.warnings, *find_warnings(store, plan))]
     store.publish(f"films/{job.id}/warnings.json", json.dumps(warnings, indent=1).encode())
-    return path
+    return film
 
 
 def read_warnings(store: Store, job_id: str) -> tuple[Problem, ...]:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from farm.errors import InputError, LeaseLost
+from farm.errors import DamagedRecord, InputError, LeaseLost
 from farm.states import ENDED, JobState, job_after
 from farm.store.store import Store
 from farm.task import Attempt
@@ -107,10 +108,23 @@ def log_path(job: str, position: int) -> str:
 
 
 def read_log(store: Store, job: str, *, after: int = 0) -> list[Record]:
-    """The records of a job's log after a position."""
+    """The records of a job's log after a position, each number's.
+
+    One that is damaged or gone counts as a record that says nothing: what it said shows again in what follows, or the
+    job is taken on anew by what its store holds.
+    """
     names = store.names(f"jobs/{job}/journal")
-    numbers = sorted(int(n.removesuffix(".json")) for n in names if n.endswith(".json"))
-    return [store.record(log_path(job, n)) for n in numbers if n > after]
+    last = max((int(n.removesuffix(".json")) for n in names if n.endswith(".json")), default=0)
+    return [_log_record(store, job, number) for number in range(after + 1, last + 1)]
+
+
+def _log_record(store: Store, job: str, number: int) -> Record:
+    try:
+        record = store.record(log_path(job, number))
+        Standing().read(record)  # all that it must have is there
+    except (FileNotFoundError, DamagedRecord, KeyError, TypeError):
+        return {"kind": "damaged", "fence": 0, "writer": "", "at": 0.0}
+    return record
 
 
 def read_standing(store: Store, job: str, known: Standing | None = None) -> Standing:
@@ -210,10 +224,10 @@ def _beat_path(job: str, fence: int) -> str:
 
 def _put_next(store: Store, job: str, standing: Standing, record: Record) -> bool:
     """Put a record at the end of a log as we know it; False where somebody else's stands there."""
-    path = log_path(job, standing.position + 1)
-    if not store.put_record(path, record):  # ours, if an earlier try came through and only its answer was lost
-        found = store.record(path)
-        if found | {"at": 0} != record | {"at": 0}:
+    number = standing.position + 1
+    if not store.put_record(log_path(job, number), record):
+        is_ours = _log_record(store, job, number) | {"at": 0} == record | {"at": 0}  # and only the answer was lost
+        if not is_ours:
             return False
     standing.read(record)
     return True
@@ -253,7 +267,11 @@ def write_order(
 def new_orders(store: Store, job: str, done: set[str]) -> list[tuple[str, Record]]:
     """Orders that have not been carried out, by name, the oldest first."""
     names = [n.removesuffix(".json") for n in store.names(f"jobs/{job}/orders") if n.endswith(".json")]
-    return [(n, store.record(f"jobs/{job}/orders/{n}.json")) for n in names if n not in done]
+    found = []
+    for name in (n for n in names if n not in done):
+        with suppress(DamagedRecord):  # nobody knows what it asked for
+            found.append((name, store.record(f"jobs/{job}/orders/{name}.json")))
+    return found
 
 
 # -- what wants to be rendered: a controller that stays looks here for work, and for what another has left
@@ -324,5 +342,8 @@ def read_details(store: Store, attempt: Attempt) -> str:
 
 def read_attempts(store: Store, job_id: str) -> list[Attempt]:
     """All attempts of a job, by start."""
-    rows = [Attempt(**row) for row in store.records(f"jobs/{job_id}/attempts")]
+    rows = []
+    for row in store.records(f"jobs/{job_id}/attempts"):
+        with suppress(TypeError):  # of another version, or damaged
+            rows.append(Attempt(**row))
     return sorted(rows, key=lambda a: a.started_at)

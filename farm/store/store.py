@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -22,12 +23,13 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from farm.errors import DamagedError, InputError, StoreError, StoreFull
+from farm.errors import DamagedError, DamagedRecord, InputError, StoreError, StoreFull
 from farm.keys import parts_of_task
 from farm.patience import is_passing, patiently
 from farm.store.files import checksum_of, options_of, seconds_of, telling_when_full, write_part
 from farm.task import TakeRoll, Task
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 PROBE_BYTES = 2**20
 READS = 3  # before bytes that do not match their checksum count as damaged
@@ -234,14 +236,28 @@ class Store:
         return self.put_if_absent(path, json.dumps(record, sort_keys=True).encode())
 
     def record(self, path: str) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads(self.cat(path))
+        """Read a JSON object.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DamagedRecord: it is none.
+        """
+        try:
+            value = json.loads(self.cat(path))
+        except (ValueError, RecursionError) as e:
+            raise DamagedRecord(f"record {path} of {self.uri} is damaged: {e}") from None
+        if not isinstance(value, dict):
+            raise DamagedRecord(f"record {path} of {self.uri} is damaged: must be an object, got {value!r:.60}")
         return value
 
     def records(self, folder: str) -> Iterator[dict[str, Any]]:
-        """All JSON records of a folder, by name."""
+        """All JSON records of a folder, by name, without those that are damaged."""
         for name in self.names(folder):
             if name.endswith(".json"):
-                yield self.record(f"{folder}/{name}")
+                try:
+                    yield self.record(f"{folder}/{name}")
+                except DamagedRecord as e:
+                    log.warning("%s; it is passed over", e)
 
     # -- files
 

@@ -120,6 +120,30 @@ def test_a_damaged_artifact_is_rendered_again(tmp_path: Path) -> None:
     ]
 
 
+def test_whatever_is_damaged_of_a_finished_film_is_mended_in_one_run(tmp_path: Path) -> None:
+    board, store = tmp_path / "film.yaml", tmp_path / "store"
+    board.write_text(BOARD)
+    command = ("render", board, "--store", store, "--json", "--out")
+    whole = farm(*command, tmp_path / "a")
+    assert whole.code == 0, whole.told
+    artifacts = [p for p in (store / "artifacts").glob("*/*") if p.suffix != ".json"]
+    targets = [p for p in artifacts if json.loads(p.with_suffix(".json").read_text())["parts"]["stage"] == "assemble"]
+    assert {p.suffix for p in targets} == {".mp4", ".jsonl", ".zip"}
+    for path in (*targets, *(store / "frames").glob("*/*.mkv")):  # and what they would be made of
+        path.write_bytes(path.read_bytes()[:-7])
+    mended = farm(*command, tmp_path / "b")
+    assert mended.code == 0, mended.told
+    assert len(list((store / "damaged").glob("*.record"))) == len(targets) + 2
+    for path in targets:  # of one artifact only the record is damaged
+        record = path.with_suffix(".json")
+        record.write_text(record.read_text()[:-20])
+    again = farm(*command, tmp_path / "c")
+    assert again.code == 0, again.told
+    pictures = [[p.read_bytes() for p in sorted((tmp_path / name).glob("*.png"))] for name in "abc"]
+    assert pictures[0] == pictures[1] == pictures[2]
+    assert farm("store", "verify", "--store", store).code == 0
+
+
 def test_a_model_in_a_bucket_is_fetched_component_by_component(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

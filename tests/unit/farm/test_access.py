@@ -81,3 +81,13 @@ def test_of_many_requests_at_once_one_reads_the_keys(store: Store, monkeypatch: 
         list(pool.map(lambda _: keyring.refresh(), range(8)))
     assert listed.count("keys/revoked") == 1
     assert keyring.has_keys
+
+
+def test_a_damaged_key_opens_no_door(store: Store) -> None:
+    """With no key at all everybody is the operator; one that cannot be read is a key all the same."""
+    secret = add_key(store, "ann", "operator", at=1.0)
+    store.publish("keys/ann.json", b"{")
+    ring = Keyring(store, lambda: 1.0)
+    ring.refresh()
+    assert ring.has_keys
+    assert ring.caller_of(secret) is None

@@ -18,7 +18,9 @@ from farm.store.journal import (
     Wish,
     drop_wish,
     log_path,
+    look_at_lease,
     new_orders,
+    read_attempts,
     read_log,
     read_standing,
     take_lease,
@@ -144,3 +146,37 @@ def test_orders_wait_until_they_are_carried_out_and_revive_what_has_ended(store:
     write_order(store, "job", "requeue", by="me", at=3.0)
     assert Waiting(store, time.time).look() == [wish]
     assert Waiting(store, time.time).look([wish.name]) == []
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "another thing", "half of what it must have"])
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_log_with_a_damaged_record_goes_on(harm: str, number: int, store: Store) -> None:
+    first = lease(store, ONE)
+    for event in ("submit", "hand out", "finish"):
+        first.move(event, event)
+    path = log_path("job", number)
+    data = store.cat(path)
+    store.remove(path)
+    if harm != "gone":
+        new = {"cut": data[:20], "another thing": b"[1]", "half of what it must have": b'{"kind": "state"}'}[harm]
+        store.put_if_absent(path, new)
+    standing = read_standing(store, "job")
+    assert standing.position == (3 if (harm, number) == ("gone", 4) else 4)
+    if number != 4:
+        assert standing.state == "completed"
+    held = look_at_lease(store, "job")
+    again = lease(store, TWO, stale=held)
+    wanted = "completed" if number == 4 else "queued"  # its end was lost: it is brought to its end again
+    assert again.move("finish" if number == 4 else "submit", "again") == wanted
+    assert read_standing(store, "job").state == wanted
+
+
+def test_damaged_orders_and_attempts_are_passed_over(store: Store) -> None:
+    lease(store, ONE)
+    store.publish("jobs/job/job.json", b"{}")
+    write_order(store, "job", "pause", by="ann", at=1.0)
+    store.publish("jobs/job/orders/000000000000500-x.json", b"{")
+    assert [told["order"] for _, told in new_orders(store, "job", set())] == ["pause"]
+    store.publish("jobs/job/attempts/a.json", b"[]")
+    store.publish("jobs/job/attempts/b.json", b'{"attempt_id": "b"}')
+    assert read_attempts(store, "job") == []
