@@ -135,7 +135,7 @@ class Client:
             files = [("storyboard", ("storyboard", stack.enter_context(storyboard.open("rb"))))]
             for name in names:
                 try:
-                    files.append(("files", (name, stack.enter_context((storyboard.parent / name).open("rb")))))
+                    files.append(("files", (name, stack.enter_context(document.path_of(name).open("rb")))))
                 except OSError as e:
                     told = f"{name!r} must be a file that can be read: {e.strerror}"
                     raise InputError(Problem(told, file=str(storyboard))) from None

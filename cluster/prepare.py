@@ -24,7 +24,7 @@ from farm.store.store import Store
 
 def open_store(uri: str | None) -> Store:
     """The store that was named, else $LONGTAKE_STORE, else .longtake in the working folder."""
-    return Store(uri or os.environ.get("LONGTAKE_STORE") or ".longtake")
+    return Store(os.path.expanduser(uri or os.environ.get("LONGTAKE_STORE") or ".longtake"))
 
 
 def plan_job(

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -58,6 +60,13 @@ class Document:
     lines: dict[Place, int]
     file: str
     problems: tuple[Problem, ...] = ()  # keys without a value, keys that stand twice, tags
+    uploads: Mapping[str, Path] | None = None  # the files that came with it, by the names that it uses; no others then
+
+    def path_of(self, name: str) -> Path:
+        """The file that a name in the document means: relative to the document, `~` is the user's home."""
+        if self.uploads is not None:
+            return self.uploads.get(name, Path("/") / "no such file" / "in the request")
+        return Path(self.file).parent / os.path.expanduser(name)
 
     def problem(self, place: Place, message: str) -> Problem:
         """A fault at `place`, or at the nearest place around it that stands in the file."""
@@ -119,6 +128,14 @@ SCALARS: dict[str, Any] = {
 
 
 KINDS = {*SCALARS, "null", "seq", "map"}
+ELSEWHERE = {  # how other programs call our keys
+    "duration": "seconds", "length": "seconds", "num_frames": "frames", "frame_count": "frames",
+    "resolution": "size", "width": "size", "height": "size", "frame_rate": "fps", "framerate": "fps",
+    "cfg": "guidance", "cfg_scale": "guidance", "guidance_scale": "guidance", "num_inference_steps": "steps",
+    "negative": "negative_prompt", "text": "prompt", "description": "prompt", "lora": "loras", "checkpoint": "model",
+    "first_image": "image", "first_frame": "image", "last_frame": "last_image", "end_image": "last_image",
+    "name": "id", "scenes": "shots", "clips": "shots", "strength": "weight", "file": "path", "quality": "crf",
+}  # fmt: skip
 
 
 class _Builder:
@@ -260,6 +277,8 @@ def suggest(word: Any, known: Iterable[str]) -> str:
     """`; did you mean seed?` where a known word is near, else what is known."""
     known = list(known)
     near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
+    if (usual := ELSEWHERE.get(str(word), "")) in known:
+        near = [usual]
     if near:
         return f"; did you mean {near[0]}?"
     return f"; it knows {', '.join(known)}" if known else ""

@@ -6,9 +6,9 @@ import sys
 
 
 def main() -> int:
-    from cluster.cli.main import main
+    from cluster.cli.supervise import start
 
-    return main()
+    return start()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from farm.errors import InputError
-from farm.pools.options import PACKAGES
+from farm.pools.options import EXTRAS, PACKAGES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "image_processor", "feature_extractor", "guider")
@@ -108,7 +108,8 @@ def _quantization(library: str, numbers: str, dtype: torch.dtype) -> Any:
     """The configuration for `from_pretrained` of diffusers or transformers."""
     package = PACKAGES[numbers]
     if importlib.util.find_spec(package) is None:
-        raise InputError(f"quantize: {numbers} needs the package {package}; install it where replicas run")
+        install = f"pip install {EXTRAS.get(package, package)!r} where replicas run"
+        raise InputError(f"quantize: {numbers} needs the package {package}; {install}")
     source = importlib.import_module(library)
     if numbers == "nf4":
         kind = source.BitsAndBytesConfig

@@ -41,7 +41,7 @@ def read_target(out: str | None) -> Target:
     """
     if out is None:
         return Target()
-    path = Path(out)
+    path = Path(out).expanduser()
     if path.is_dir() or not path.suffix:
         _check_folder(path)
         return Target(folder=path)

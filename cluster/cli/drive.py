@@ -22,6 +22,7 @@ from farm.store.journal import Held, Watch, Wish, look_at_lease, read_standing
 NEWS_S = 0.5  # how long one question to the controller waits for news
 STOP_TIMEOUT_S = 10.0  # for replicas to end their step after Ctrl-C
 CONTROLLER_TIMEOUT_S = 60.0
+HUNG_S = 600.0  # without an answer, before it is given up
 SUBMIT_TIMEOUT_S = 3600.0  # planning a long film against a distant store takes a while
 FOLLOW_S = 1.0  # between two looks at a job that another controller renders
 NOTHING_RUN: dict[str, Any] = {
@@ -89,6 +90,14 @@ def drive(order: Order, stop: StopRequest, connection: Connection, *, stale: Hel
                     raise
                 view = {"status": "unknown"}
                 time.sleep(NEWS_S)
+            except ray.exceptions.GetTimeoutError:  # stopped for a while, or a machine that is overloaded
+                lost_at = lost_at or time.monotonic() - CONTROLLER_TIMEOUT_S
+                if time.monotonic() - lost_at > HUNG_S:
+                    raise RenderError(
+                        f"the farm's controller has not answered for {HUNG_S:g} s; the same command goes on from what "
+                        "exists"
+                    ) from None
+                print("farm: the controller does not answer; waiting", file=sys.stderr)
     if stop.asked and view["status"] not in ENDED:
         view = leave(ask, wish.name, door, view)
     if connection.is_local:

@@ -119,7 +119,3 @@ def make_parser(called: str) -> argparse.ArgumentParser:
             add(sub)
             sub.set_defaults(run=module.run)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,7 +21,7 @@ def given(text: str) -> str:
 
 
 def given_path(text: str) -> Path:
-    return Path(given(text))
+    return Path(given(text)).expanduser()  # a shell leaves --out=~/film.mp4 as it is
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:

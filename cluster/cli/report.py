@@ -7,7 +7,7 @@ import argparse
 from cluster.cli.answer import Answer
 from cluster.cli.options import add_store
 from cluster.prepare import open_store
-from farm.errors import StoreError
+from farm.errors import FarmError
 from farm.store.store import Store
 
 
@@ -32,5 +32,5 @@ def try_to_draw_report(store: Store, job: str) -> str:
     """Its place, or why there is none: what was rendered matters more."""
     try:
         return draw_report(store, job)
-    except (OSError, StoreError) as e:
+    except (OSError, FarmError) as e:
         return f"could not be drawn: {e}"

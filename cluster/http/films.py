@@ -150,7 +150,7 @@ async def _prepared(service: Service, made: Incoming, request: Request) -> Prepa
         raw = json.dumps(parse_json(raw), ensure_ascii=False).encode("utf-8", "surrogatepass")
     if unknown := sorted(made.fields.keys() - {"storyboard"}):
         raise InputError(f"the form must have the field storyboard and files alone, got {unknown[0][:100]!r}")
-    return await asyncio.to_thread(service.prepare, raw, made.files, made.folder)
+    return await asyncio.to_thread(service.prepare, raw, made.files)
 
 
 @router.post("/v1/films", status_code=201, response_model=FilmAnswer, openapi_extra=STORYBOARD_BODY,

@@ -19,14 +19,13 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from cluster.http.guard import parse_json
-from cluster.service.service import UPLOAD_NAME
 from farm.errors import InputError, Problem
 from farm.plan.sources import source_task
 from farm.service.limits import Limits
 from farm.store.jobs import read_job
 from farm.store.store import Store
 
-MAX_FIELDS, MAX_FIELD_BYTES = 64, 4 * 2**20
+MAX_NAME, MAX_FIELDS, MAX_FIELD_BYTES = 1000, 64, 4 * 2**20
 
 
 @dataclass
@@ -77,23 +76,17 @@ async def _read_form(request: Request, made: Incoming, limits: Limits) -> None:
 
 
 def _keep(field_name: str, upload: UploadFile, made: Incoming, limits: Limits) -> None:
-    """Write one file into the request's folder: the storyboard, or a picture by its own name."""
+    """Write one file into the request's folder: the storyboard, or a picture or LoRA, known by its own name."""
     name = upload.filename or field_name
     if field_name == "storyboard":
         made.raw = upload.file.read(limits.max_storyboard_bytes + 1)
         return
-    if not UPLOAD_NAME.fullmatch(name):
-        told = (
-            "must be made of letters, digits, dots, - and _, in folders made of the same, each beginning with a letter"
-        )
+    if len(name) > MAX_NAME or not name.isprintable():
+        told = f"must be printable and at most {MAX_NAME} characters long"
         raise InputError(Problem(f"a file's name {told}, got {name[:100]!r}", field_name))
-    if name in made.files or name == "storyboard":
+    if name in made.files:
         raise InputError(Problem(f"a file's name must be there once, got {name!r} twice", field_name))
-    path = made.folder / name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        raise InputError(Problem(f"{name!r} must not lie in another file", field_name)) from None
+    path = made.folder / f"file{len(made.files)}"  # its name is the storyboard's: a path of somebody else's machine
     is_lora = name.endswith(".safetensors")
     most = limits.max_body_bytes if is_lora else limits.max_image_bytes
     with path.open("xb") as out:
@@ -136,8 +129,8 @@ async def copied(store: Store, job: str, image: str | None) -> AsyncIterator[Inc
     try:
         made = Incoming(folder)
         if image:
-            await asyncio.to_thread(_copy, store, job, folder / image)
-            made.files[image] = folder / image
+            made.files[image] = folder / "file0"
+            await asyncio.to_thread(_copy, store, job, made.files[image])
         yield made
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -145,5 +138,4 @@ async def copied(store: Store, job: str, image: str | None) -> AsyncIterator[Inc
 
 def _copy(store: Store, job: str, path: Path) -> None:
     (shot,) = read_job(store, job).film.shots
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(store.read(source_task(shot.files[0])))

@@ -210,7 +210,7 @@ async def _submit(
         card = service.models[name].card if name in service.models else None
         told = told.model_copy(update={"num_frames": card.chunk_frames if card else 1})
     raw = storyboard_of(told, image)
-    prepared = await asyncio.to_thread(service.prepare, raw, made.files, made.folder)
+    prepared = await asyncio.to_thread(service.prepare, raw, made.files)
     kept = {"prompt": told.prompt, "fields": told.model_dump(exclude_none=True, exclude={"input_reference"})}
     kept |= {"image": image} if image else {}
     kept |= {"remixed_from": remixed_from} if remixed_from else {}

@@ -32,13 +32,13 @@ class Prepared:
 
 
 def prepare(
-    raw: bytes, uploads: Mapping[str, Path], folder: Path, *, models: Mapping[str, Checkpoint],
+    raw: bytes, uploads: Mapping[str, Path], *, models: Mapping[str, Checkpoint],
     pools: Mapping[str, Pool], limits: Limits,
 ) -> Prepared:  # fmt: skip
     """Read, check and plan a storyboard.
 
     Args:
-        uploads: pictures and LoRAs of the request, by the name that the storyboard uses; all in `folder`.
+        uploads: pictures and LoRAs of the request, by the name that the storyboard uses.
         models: that this server offers, by the name that callers use.
     Raises:
         InputError: with all faults; models and files must be known to this server or come with the request.
@@ -48,7 +48,7 @@ def prepare(
     document = read_document(raw, file="storyboard")
     if told := _unknown_names(document, uploads, models, limits):
         raise InputError(*told)
-    draft = parse_storyboard(raw, file=str(folder / "storyboard"))
+    draft = parse_storyboard(raw, file="storyboard", uploads=uploads)
     name = draft.top.model if draft.top else "builtin"
     if name not in models:
         raise InputError(Problem(f"model must be one of {', '.join(models)}, got {name!r}", "model"))

@@ -7,7 +7,6 @@ be several, and none of them holds anything that another one lacks. Methods bloc
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 import time
 from collections import Counter
@@ -52,7 +51,6 @@ from farm.store.ledger import estimate_of, read_ledger
 from farm.store.store import Store, artifact_path
 
 log = logging.getLogger(__name__)
-UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,4}")  # no dots alone
 LEDGER_FRESH_S = 60.0
 SWEEP_S = 60.0
 ESTIMATE_DAYS = 7  # of the ledger
@@ -134,9 +132,9 @@ class Service:
 
     # -- submitting
 
-    def prepare(self, raw: bytes, uploads: Mapping[str, Path], folder: Path) -> Prepared:
+    def prepare(self, raw: bytes, uploads: Mapping[str, Path]) -> Prepared:
         """See prepare.py."""
-        return prepare(raw, uploads, folder, models=self.models, pools=self.pools, limits=self.limits)
+        return prepare(raw, uploads, models=self.models, pools=self.pools, limits=self.limits)
 
     def submit(
         self, prepared: Prepared, caller: Caller, *, kind: str, priority: int = 50, key: str = "", webhook: str = "",

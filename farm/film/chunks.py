@@ -24,14 +24,20 @@ def round_half_up(value: Fraction) -> int:
     return int((2 * value.numerator + value.denominator) // (2 * value.denominator))
 
 
+def rate_of(fps: float) -> Fraction:
+    """A rate as it was meant: as written in decimal, or 24000/1001 and the like, which decimals only come near."""
+    near = Fraction(fps).limit_denominator(1001)
+    return near if float(near) == fps else Fraction(str(fps))
+
+
 def num_frames_of(*, seconds: float, fps: float) -> int:
-    """seconds x fps to the nearest frame, halves up; at least one. Both numbers are taken as written in decimal."""
-    return max(1, round_half_up(Fraction(str(seconds)) * Fraction(str(fps))))
+    """seconds x fps to the nearest frame, halves up; at least one."""
+    return max(1, round_half_up(Fraction(str(seconds)) * rate_of(fps)))
 
 
 def num_delivered(num_frames: int, *, fps: float, output_fps: float) -> int:
     """How many frames a shot of `num_frames` model frames delivers at `output_fps`, halves up."""
-    return max(1, round_half_up(num_frames * Fraction(str(output_fps)) / Fraction(str(fps))))
+    return max(1, round_half_up(num_frames * rate_of(output_fps) / rate_of(fps)))
 
 
 def cut_into_chunks(

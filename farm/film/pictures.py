@@ -27,7 +27,7 @@ def image_of(ground: Ground, where: Place, name: str | None, fit: str) -> FilmIm
         return None
     from PIL import Image, ImageOps
 
-    path = Path(ground.draft.document.file).parent / name
+    path = ground.draft.document.path_of(name)
     try:
         raw = path.read_bytes()
         with Image.open(io.BytesIO(raw), formats=["PNG", "JPEG", "WEBP"]) as picture:
@@ -86,7 +86,7 @@ def loras_of(ground: Ground, place: Place, shot: Shot, model: Checkpoint) -> tup
     experts = [c for c in card.components["denoise"] if c.startswith("transformer")]
     made: list[FilmLora] = []
     for k, asked in enumerate(first_of(shot.loras, ground.top.loras, [])):
-        name, path = dotted((*where, k)), Path(ground.draft.document.file).parent / asked.path
+        name, path = dotted((*where, k)), ground.draft.document.path_of(asked.path)
         targets, fault = tuple(asked.targets or experts), ""
         if not card.takes_loras:
             fault = f"{name} must not be there: diffusers loads none for {card.name}"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from farm.document import Place, dotted, suggest
 from farm.errors import InputError, Problem
+from farm.film.chunks import rate_of
 from farm.film.film import CRF, Film, FilmShot
 from farm.film.ground import Ground, are, first_of
 from farm.film.interpolation import default_method, rife_weights
@@ -155,7 +156,7 @@ class _Resolver:
     def _interpolate(self) -> str:
         """The method, where frames lie between the model's; else none."""
         output = self.top.output
-        step = Fraction(str(self.ground.fps)) / Fraction(str(output.fps or self.ground.fps))
+        step = rate_of(self.ground.fps) / rate_of(output.fps or self.ground.fps)
         if step.denominator == 1:
             return "none"
         if not rife_weights().is_file() and output.interpolate in (None, "rife"):

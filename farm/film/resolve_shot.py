@@ -7,7 +7,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from farm.document import Place, dotted
-from farm.film.chunks import Chunk, cut_into_chunks, num_delivered, num_frames_of, round_half_up
+from farm.film.chunks import Chunk, cut_into_chunks, num_delivered, num_frames_of, rate_of, round_half_up
 from farm.film.continuity import Held, continuity_of
 from farm.film.film import FilmShot, FilmTransition, binding_of
 from farm.film.ground import Ground, first_of
@@ -142,7 +142,7 @@ class ShotResolver:
             return ((0, f"{shot.prompt}{style}" if shot.prompt is not None else ""),)
         found: dict[int, str] = {}
         for k, item in enumerate(shot.prompts):
-            first = round_half_up(Fraction(str(item.at)) * Fraction(str(self.fps)))
+            first = round_half_up(Fraction(str(item.at)) * rate_of(self.fps))
             if first >= frames:
                 where = (*place, "prompts", k, "at")
                 length = f"{frames / self.fps:g} s"
@@ -227,7 +227,7 @@ class ShotResolver:
         asked = shot.transition
         if asked is None or asked.kind == "cut":
             return None
-        num = round_half_up(Fraction(str(asked.seconds)) * Fraction(str(self.top.output.fps or self.fps)))
+        num = round_half_up(Fraction(str(asked.seconds)) * rate_of(self.top.output.fps or self.fps))
         if num == 0 and asked.seconds:
             self.warn(
                 (*place, "transition"),

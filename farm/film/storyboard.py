@@ -6,14 +6,15 @@ Every model refuses unknown keys, and numbers are not read out of text.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from farm.document import Document, Place, Strict, check, dotted, read_document, suggest
 from farm.errors import InputError, Problem
@@ -27,7 +28,22 @@ Prompt = Annotated[str, StringConstraints(min_length=1, max_length=8000, pattern
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Fps = Annotated[float, Field(ge=0.1, le=240, allow_inf_nan=False)]
+
+
+def _ratio(value: Any) -> Any:
+    """24000/1001, as broadcasters write it, as a number."""
+    match = re.fullmatch(r"([0-9]{1,6})/([1-9][0-9]{0,3})", value.strip()) if isinstance(value, str) else None
+    return int(match[1]) / int(match[2]) if match else value
+
+
+def _kind(value: Any) -> Any:
+    """A transition that is only named."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Fps = Annotated[
+    float, Field(ge=0.1, le=240, allow_inf_nan=False), BeforeValidator(_ratio, json_schema_input_type=float | str)
+]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 
 
@@ -145,7 +161,7 @@ class Shot(Strict):
     """What to do with a picture of another shape."""
     continue_from: str | None = None
     """The id of the shot whose end this one goes on from."""
-    transition: Transition | None = None
+    transition: Annotated[Transition | None, BeforeValidator(_kind, json_schema_input_type=Transition | str)] = None
     """How the shot begins; not on the first one."""
     model: ModelName | None = None
     """A model of its own: builtin, a folder, or org/name[@revision]."""
@@ -220,9 +236,13 @@ def read_storyboard(path: Path) -> bytes:
         raise InputError(Problem(f"the storyboard cannot be read: {e.strerror}", file=str(path))) from None
 
 
-def parse_storyboard(raw: bytes, *, file: str) -> Draft:
-    """Validate a storyboard against the schema, each shot by itself, and gather all faults."""
-    document = read_document(raw, file=file)
+def parse_storyboard(raw: bytes, *, file: str, uploads: Mapping[str, Path] | None = None) -> Draft:
+    """Validate a storyboard against the schema, each shot by itself, and gather all faults.
+
+    Args:
+        uploads: the only files that it may name, where it came with a request.
+    """
+    document = replace(read_document(raw, file=file), uploads=uploads)
     top, problems = check(TopLevel, document.data, document, ())
     problems = [*document.problems, *problems]
     raw_shots = document.data.get("shots") if isinstance(document.data, dict) else None
@@ -268,7 +288,8 @@ def _check_together(raw_shots: list[Any], document: Document) -> list[Problem]:
             fault(
                 i, "continue_from", f"{name}.continue_from must name another shot, got {source!r}{suggest(source, ids)}"
             )
-        kind = shot["transition"].get("kind") if isinstance(shot.get("transition"), dict) else None
+        asked = _kind(shot.get("transition"))
+        kind = asked.get("kind") if isinstance(asked, dict) else None
         if isinstance(kind, str) and kind not in TRANSITIONS:
             fault(
                 i, "transition", f"{name}.transition.kind must be a known one, got {kind!r}{suggest(kind, TRANSITIONS)}"
@@ -279,7 +300,7 @@ def _check_together(raw_shots: list[Any], document: Document) -> list[Problem]:
         if times and is_plain and (times[0] != 0 or any(b <= a for a, b in pairwise(times))):
             fault(i, "prompts", f"{name}.prompts must begin at 0 and go up, got {', '.join(f'{t:g}' for t in times)}")
         for place, value, what in _named(Shot, shot, ("shots", i)):
-            if what == "picture" and (reason := _unreadable(Path(document.file).parent / value)):
+            if what == "picture" and (reason := _unreadable(document.path_of(value))):
                 must = f"{dotted(place)} must be a picture that can be read"
                 problems.append(document.problem(place, f"{must}, got {value!r}: {reason}"))
         if i == 0 and "transition" in shot:

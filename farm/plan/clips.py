@@ -9,6 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import pairwise
 
+from farm.film.chunks import rate_of
 from farm.film.film import CODEC_CONTAINERS, Film, FilmShot, latent_starts
 from farm.keys import make_task
 from farm.plan.generate import ShotPlanner
@@ -114,5 +115,5 @@ class ClipPlanner:
 
 
 def as_fraction(fps: float) -> str:
-    number = Fraction(str(fps))
+    number = rate_of(fps)
     return f"{number.numerator}/{number.denominator}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from farm.film.chunks import rate_of
 from farm.film.film import Film, FilmShot, latent_starts
 from farm.film.interpolation import RIFE_COMPONENT
 from farm.keys import make_task
@@ -67,7 +68,7 @@ class ReelPlanner:
 
     def __init__(self, planner: ShotPlanner, film: Film) -> None:
         self.planner, self.film = planner, film
-        self.step = Fraction(str(film.fps)) / Fraction(str(film.output_fps))
+        self.step = rate_of(film.fps) / rate_of(film.output_fps)
         self.by_id = {shot.id: shot for shot in (*film.shots, *film.unseen)}
         self.tasks: dict[str, list[str]] = {shot: [] for shot in self.by_id}
         self._decoded: dict[str, Reel] = {}

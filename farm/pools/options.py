@@ -26,6 +26,9 @@ PACKAGES = {  # that an option's value needs besides diffusers
 }  # fmt: skip
 
 
+EXTRAS = {"torchao": "longtake[quantize]"}  # what installs a package with the farm
+
+
 class Quantize(Strict):
     """Weights in fewer bits: int8 and fp8 by torchao, nf4 by bitsandbytes."""
 

@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints
 from farm.document import Document, Strict, check, read_document
 from farm.errors import InputError, Problem
 from farm.models.card import ModelCard
-from farm.pools.options import Options, missing_packages
+from farm.pools.options import EXTRAS, Options, missing_packages
 from farm.task import STAGES, Numerics, Stage
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -94,6 +94,9 @@ class NodeFacts:
     labels: Mapping[str, str]
 
 
+UNAVAILABLE = {"upscale"}  # stages that a pool may name, and that nothing runs yet
+
+
 def load_pools(path: Path) -> dict[str, Pool]:
     """Read a pools file.
 
@@ -127,6 +130,8 @@ def load_pools(path: Path) -> dict[str, Pool]:
 def _faults(document: Document, place: tuple[str, str], pool: Pool) -> list[Problem]:
     found = []
     name = ".".join(place)
+    if set(pool.stages) <= UNAVAILABLE:
+        found.append(("stages", f"{name}.stages must have one that is available; upscale is not available yet"))
     if pool.replicas.min > pool.replicas.max:
         found.append(("replicas", f"{name}.replicas.min must be at most max ({pool.replicas.max})"))
     if pool.gpus > 1 and pool.gpus != int(pool.gpus):
@@ -222,7 +227,9 @@ def check_options(pools: Mapping[str, Pool], cards: Iterable[ModelCard]) -> None
 def lacking_packages(pools: Mapping[str, Pool]) -> list[Problem]:
     """What options need and this machine, where replicas are to run, has not."""
     lacking = missing_packages(pool.options for pool in pools.values())
+    extras = dict.fromkeys(EXTRAS.get(package, package) for package in lacking)
     told = f"options of the pools need packages that are not installed: {', '.join(lacking)}"
+    told += f"; pip install {' '.join(repr(extra) for extra in extras)}"
     return [Problem(told, "pools")] if lacking else []
 
 

@@ -18,12 +18,8 @@ from farm.states import ENDED
 from farm.store.jobs import read_job
 from farm.store.journal import read_attempts, read_standing
 from farm.store.ledger import read_ledger, stats_of
-from farm.store.store import Store, StoredFile, sidecar_path
+from farm.store.store import AREAS, Store, StoredFile, sidecar_path
 
-AREAS = (
-    "artifacts", "frames", "checkpoints", "films", "jobs", "ledger", "damaged", "queue", "last",
-    "submissions", "open", "requests", "keys", "audit", "batches", "webhooks",
-)  # fmt: skip
 YOUNG_S = 3600.0  # half-written files younger than this may be somebody's who writes now
 
 
@@ -63,7 +59,8 @@ def list_jobs(store: Store) -> list[dict[str, Any]]:
         owner = standing.owner.name if standing.owner else ""
         rows.append(
             {"job": job, "title": title, "status": standing.state or "submitted", "reason": standing.reason,
-             "driven_by": owner, "priority": 50 if standing.priority is None else standing.priority}
+             "driven_by": owner, "priority": 50 if standing.priority is None else standing.priority,
+             "at": standing.at or None}
         )  # fmt: skip
     return rows
 

@@ -54,6 +54,7 @@ class Results:
         self.uri, self.rows, self.flushed_at = uri, list[Result](), time.monotonic()
         self.manifest = {row.number: row.values for row in rows}
         self.columns = columns_of(rows)
+        self.num_parts = 0  # that this process has written
         self.schema = pa.schema([*OWN, *(pa.field(name, kind) for name, kind in self.columns.values())])
 
     def done(self) -> dict[tuple[int, str], str]:
@@ -77,7 +78,8 @@ class Results:
         buffer = io.BytesIO()
         lines = [asdict(r) | self._of_manifest(r.row) for r in self.rows]
         pq.write_table(pa.Table.from_pylist(lines, schema=self.schema), buffer)
-        name = f"{self.root}/part-{int(time.time() * 1000):015d}-{os.getpid()}.parquet"
+        name = f"{self.root}/part-{int(time.time() * 1000):015d}-{os.getpid()}-{self.num_parts:06d}.parquet"  # two of one millisecond are two
+        self.num_parts += 1
         self.fs.makedirs(self.root, exist_ok=True)
         self.fs.pipe_file(f"{name}.part", buffer.getvalue())
         self.fs.mv(f"{name}.part", name)

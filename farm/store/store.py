@@ -35,6 +35,10 @@ PROBE_BYTES = 2**20
 READS = 3  # before bytes that do not match their checksum count as damaged
 
 LAYOUT_VERSION = 1
+AREAS = (  # what a store holds
+    "artifacts", "frames", "checkpoints", "films", "jobs", "ledger", "damaged", "queue", "last",
+    "submissions", "open", "requests", "keys", "audit", "batches", "webhooks",
+)  # fmt: skip
 LOSSLESS_STAGES = ("decode", "interpolate", "upscale")  # their artifacts are frames: the first to be collected
 
 
@@ -120,7 +124,8 @@ class Store:
         except FileNotFoundError:
             if self._do(lambda: self.fs.isfile(self.root)):
                 raise InputError(f"store must be a folder, got the file {self.root}") from None
-            if self.names(""):
+            names = set(self.names(""))
+            if names and not ("jobs" in names and names <= set(AREAS)):  # that was deleted while a film was rendered
                 raise InputError(
                     f"store must be an empty folder or a store of the farm, got {self.uri}, which holds other files; "
                     "name a new folder"
