@@ -16,6 +16,7 @@ from farm.store.store import Store
 MAX_ROWS = 60  # the worst ones
 COLUMNS = {
     "mad_ratio": "difference", "warp_ratio": "warping error", "flow_jump": "flow jump px", "delta_e": "colour step ΔE",
+    "sharpness": "sharpness", "contrast": "contrast", "moving_delta_e": "moving ΔE",
 }  # fmt: skip
 
 
@@ -30,7 +31,9 @@ def seams_section(store: Store, job: Job) -> Iterator[str]:
     yield "<h2>Joins and cuts</h2>"
     yield (
         "<p class='soft'>Across each, against the median where latent frames begin inside chunks: difference and "
-        "warping error as ratios, flow jump and colour step as how much more.</p>"
+        "warping error as ratios, flow jump and colour step as how much more. Then the chunk after each join against "
+        "the shot's first, which shows what changes slowly: sharpness and contrast as ratios, and the distance of the "
+        "mean colours of what moves.</p>"
     )
     joins = [s for s in seams if s["kind"] == "join"]
     if joins:
@@ -50,7 +53,8 @@ def seams_table(seams: list[dict[str, Any]]) -> str:
     head = "".join(f"<th>{h}</th>" for h in ("shot", "frame", "kind", *COLUMNS.values()))
     rows = [
         f"<tr><td>{escape(s['shot'])}</td><td>{s['frame']}</td><td>{s['kind']}</td>"
-        + "".join("<td>–</td>" if s[k] is None else f"<td>{s[k]:.2f}</td>" for k in COLUMNS) + "</tr>" for s in seams
+        + "".join("<td>–</td>" if s.get(k) is None else f"<td>{s[k]:.2f}</td>" for k in COLUMNS) + "</tr>"
+        for s in seams
     ]  # fmt: skip
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 

@@ -78,7 +78,8 @@ class Results:
         buffer = io.BytesIO()
         lines = [asdict(r) | self._of_manifest(r.row) for r in self.rows]
         pq.write_table(pa.Table.from_pylist(lines, schema=self.schema), buffer)
-        name = f"{self.root}/part-{int(time.time() * 1000):015d}-{os.getpid()}-{self.num_parts:06d}.parquet"  # two of one millisecond are two
+        part = f"{int(time.time() * 1000):015d}-{os.getpid()}-{self.num_parts:06d}"  # several in a millisecond, too
+        name = f"{self.root}/part-{part}.parquet"
         self.num_parts += 1
         self.fs.makedirs(self.root, exist_ok=True)
         self.fs.pipe_file(f"{name}.part", buffer.getvalue())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from in_process import run_plan
@@ -108,3 +109,36 @@ def test_a_plan_measures_joins_and_cuts_and_not_transitions(tmp_path: Path) -> N
     made = run_plan(plan)
     lines = {s.id: as_bytes(made[s.seams]).splitlines() for s in plan.shots if s.seams}
     assert {k: len(v) for k, v in lines.items()} == {"a": 2, "b": 1, "d": 2}
+
+
+def test_a_film_that_goes_on_has_not_drifted() -> None:
+    seam = seam_of(going_on())
+    assert 0.9 < seam["sharpness"] < 1.1
+    assert 0.95 < seam["contrast"] < 1.05
+    assert seam["moving_delta_e"] < 3
+
+
+def test_what_changes_slowly_is_seen_where_no_join_shows_it() -> None:
+    """Each change is spread over all frames, so that the frames beside the join are alike."""
+    video = going_on()
+    share = np.linspace(0, 1, len(video))[:, None, None, None]
+    soft = np.stack([cv2.GaussianBlur(f, (0, 0), 0.1 + 1.5 * i / len(video)) for i, f in enumerate(video)])
+    pale = (video * (1 - 0.4 * share) + 128 * 0.4 * share).astype(np.uint8)
+    assert seam_of(soft)["sharpness"] < 0.5
+    assert seam_of(pale)["contrast"] < 0.85
+    for changed in (soft, pale):
+        assert seam_of(changed)["mad_ratio"] < 1.3
+
+
+def test_a_ball_that_changes_its_colour_is_seen_though_the_picture_does_not() -> None:
+    def ball(colour: tuple[int, int, int], i: int) -> np.ndarray:
+        picture = np.random.default_rng(0).integers(90, 110, (64, 96, 3), dtype=np.uint8)
+        return cv2.circle(picture, (12 + 2 * i, 40), 6, colour, -1)
+
+    red, orange = (200, 30, 20), (230, 140, 20)
+    same = seam_of(np.stack([ball(red, i) for i in range(29)]))
+    turned = seam_of(np.stack([ball(red if i < 17 else orange, i) for i in range(29)]))
+    assert same["moving_delta_e"] < 6 < 15 < turned["moving_delta_e"]
+    assert turned["delta_e"] < 3
+    still = seam_of(np.stack([ball(red, 0)] * 29))
+    assert still["moving_delta_e"] is None
