@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY := passive
 export GOMP_SPINCOUNT := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow endurance gpu check install bench simulate chaos pictures format clean
+.PHONY: demo test test-slow endurance fuzz gpu check install bench simulate chaos pictures format clean
 
 demo: install
 	$(BIN)/farm render examples/demo.yaml --store .longtake --out demo.mp4
@@ -40,6 +40,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 gpu: install  # everything that needs a GPU, under ten minutes; without one a rehearsal at tiny size
 	$(BIN)/python tests/gpu/everything.py
+
+fuzz: install  # by hand: 100,000 spoiled inputs of each kind, hours
+	FUZZ=100000 $(BIN)/pytest -q -n 2 tests/fuzz
 
 bench: install  # make bench NAME=overlap
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +12,7 @@ import ray
 from actors.identity import is_dead, this_process
 from actors.meters import Meters
 from actors.pool import RayHands
+from farm.clock import steady_time
 from farm.control.control import Control
 from farm.pools.pools import pools_from_json
 from farm.store.journal import Held, Owner, Wish
@@ -30,7 +30,7 @@ class Controller:
         self.meters = Meters()
         self.control = Control(
             Store(store_uri), pools_from_json(pools), RayHands(farm), owner=this_process(), farm=farm,
-            io=self.meters.timed(asyncio.to_thread), now=time.time, package=package, adopts=adopts, is_dead=is_dead,
+            io=self.meters.timed(asyncio.to_thread), now=steady_time, package=package, adopts=adopts, is_dead=is_dead,
         )  # fmt: skip
         self.control.work.on_attempt, self.control.jobs.on_end = self.meters.note_attempt, self.meters.note_end
         if adopts:  # also when Ray has started it again, and no door knocks

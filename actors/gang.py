@@ -31,6 +31,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.replica import Replica
 from actors.worker import Inputs, cause_of, trim_memory
+from farm.clock import steady_time
 from farm.control.fleet import Ran, ReplicaSpec, Status
 from farm.errors import FarmError, Halted, InputError, ReplicaLost, StoreError, TaskCanceled
 from farm.task import Cause, Outcome, Task
@@ -294,7 +295,7 @@ class Leader(Replica):
         Raises:
             ReplicaLost: a rank has gone.
         """
-        saved, started_at = self._saved(task), time.time()
+        saved, started_at = self._saved(task), steady_time()
         if self.is_leaving:  # before the others are told, who would wait for this rank
             return self._ran("interrupted", started_at, 0.0, reason="the gang is about to end", info={"leaving": True})
         answers = [other.follow.remote(task, inputs, frugal, saved) for other in self.others]

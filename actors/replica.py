@@ -27,6 +27,7 @@ import ray
 from actors.lending import Helpers
 from actors.logs import last_lines, own_folder
 from actors.worker import MODEL_STAGES, Inputs, Keeper, Stages, cause_of, energy_j, made_with, trim_memory
+from farm.clock import steady_time
 from farm.control.fleet import Ran, ReplicaSpec, Status
 from farm.errors import FarmError, Halted, StoreError, StoreFull, StoreUnreachable, TaskCanceled
 from farm.patience import is_passing
@@ -179,7 +180,7 @@ class Replica:
         """
         if self._is_called_off(task.key):
             told: dict[str, Any] = {"halted": True, "step": 0, "leaving": self.is_leaving}
-            return self._ran("interrupted", time.time(), 0.0, reason="told to stop before it began", info=told)
+            return self._ran("interrupted", steady_time(), 0.0, reason="told to stop before it began", info=told)
         return self._run(task, inputs, frugal, self._saved(task))
 
     def _is_called_off(self, key: str) -> bool:
@@ -196,7 +197,7 @@ class Replica:
         return None
 
     def _run(self, task: Task, inputs: Sequence[tuple[Task, Any]], frugal: bool, saved: bytes | None) -> Ran:
-        started_at, load_s, energy = time.time(), 0.0, energy_j() if self.spec.gpus else None
+        started_at, load_s, energy = steady_time(), 0.0, energy_j() if self.spec.gpus else None
         keeper = Keeper(self.store, task.key)
         told: dict[str, Any] = {"frugal": True} if frugal else {}
         if self.is_leaving:
@@ -276,4 +277,4 @@ class Replica:
         if torch is not None and torch.cuda.is_available():
             more["info"] = more.get("info", {}) | {"peak_gpu_bytes": int(torch.cuda.max_memory_allocated())}
             torch.cuda.reset_peak_memory_stats()
-        return Ran(outcome, started_at, time.time(), load_s, peak_memory_bytes=peak, **more)
+        return Ran(outcome, started_at, steady_time(), load_s, peak_memory_bytes=peak, **more)

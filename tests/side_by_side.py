@@ -18,7 +18,7 @@ from pathlib import Path
 # Tests that start Ray go two at a time, each file on one of two workers: alone they leave 40 % of two cores idle
 # (measured), and a Ray with its replicas takes 1 to 2 GiB.
 RAY = ("-n", "2", "--dist", "loadfile", "tests/integration")
-UNIT = ("-n", "2", "--dist", "worksteal", "tests/unit")
+UNIT = ("-n", "2", "--dist", "worksteal", "tests/unit", "tests/fuzz")
 SETS = {
     "test": {
         "integration": ("-m", FAST := "not slow and not gpu and not endurance", *RAY),

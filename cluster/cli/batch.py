@@ -25,6 +25,7 @@ from cluster.cli.options import add_json, add_pools, add_store
 from cluster.cli.stopping import StopRequest
 from cluster.prepare import farm_name, models_of_shots, open_store, plan_job
 from cluster.ray import Connection, check_cluster, check_this_machine, made_pools
+from farm.clock import steady_time
 from farm.errors import DamagedError, InputError, Problem, RenderError
 from farm.film.film import container_of
 from farm.film.manifest import STORYBOARD, Row, Template, read_manifest, storyboard_of, unused_columns
@@ -166,10 +167,10 @@ class Driver:
             return Result(row.number, "refused", error=str(e)[:4000], storyboard=told)
         except (ArithmeticError, LookupError, TypeError, ValueError) as e:  # whatever a table may hold
             return Result(row.number, "refused", error=f"{type(e).__name__}: {e}"[:4000], storyboard=told)
-        wish = Wish(job.id, container, False, self.farm, self.args.priority, at=time.time())
+        wish = Wish(job.id, container, False, self.farm, self.args.priority, at=steady_time())
         film_s = job.film.num_delivered / job.film.output_fps
         write_plan(self.store, job, plan, variant=container)
-        film = Open(row, wish, film_s, time.time(), told)
+        film = Open(row, wish, film_s, steady_time(), told)
         if not tasks_to_run(plan.tasks, plan.targets, self.store.has):
             with suppress(DamagedError):  # which is then made again
                 path = publish_film(self.store, job, plan)
@@ -261,7 +262,7 @@ class Driver:
         cost = sum((a.ended_at - a.started_at) / 3600 * a.price_per_hour for a in attempts)
         return Result(
             film.row.number, view["status"], film.wish.job, view["film"] if is_good else "",
-            film.film_s if is_good else 0.0, time.time() - film.since, sum(a.gpu_s for a in attempts), cost,
+            film.film_s if is_good else 0.0, steady_time() - film.since, sum(a.gpu_s for a in attempts), cost,
             "" if is_good else "; ".join(view["errors"])[:4000], film.storyboard,
             "; ".join(w.message for w in read_warnings(self.store, film.wish.job))[:4000],
         )  # fmt: skip

@@ -20,6 +20,7 @@ from typing import Any
 from cluster.service.errors import Forbidden, NotFound, TooMuch
 from cluster.service.prepare import Prepared, prepare
 from cluster.service.webhooks import check_webhook, keep_webhook
+from farm.clock import steady_time
 from farm.errors import Problem, StoreError
 from farm.keys import hash_json
 from farm.models.checkpoint import Checkpoint
@@ -71,7 +72,7 @@ class Service:
     webhook_secret: str = ""  # empty: this server sends none
     replicas: int = 1  # servers that requests are spread among
     is_open: bool = False  # bound to loopback: without any key everybody is the operator
-    now: Callable[[], float] = time.time
+    now: Callable[[], float] = steady_time
     keyring: Keyring = field(init=False)
 
     def __post_init__(self) -> None:

@@ -296,7 +296,7 @@ def _check_together(raw_shots: list[Any], document: Document) -> list[Problem]:
             )
         schedule = shot.get("prompts")
         times: list[Any] = [p.get("at") for p in schedule if isinstance(p, dict)] if isinstance(schedule, list) else []
-        is_plain = all(isinstance(t, int | float) for t in times)
+        is_plain = all(isinstance(t, int | float) and 0 <= t <= MAX_SECONDS for t in times)  # else the schema tells
         if times and is_plain and (times[0] != 0 or any(b <= a for a, b in pairwise(times))):
             fault(i, "prompts", f"{name}.prompts must begin at 0 and go up, got {', '.join(f'{t:g}' for t in times)}")
         for place, value, what in _named(Shot, shot, ("shots", i)):

@@ -137,3 +137,11 @@ def test_a_tilde_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     draft = draft_of(shot={"image": "~/a.png"})
     assert not draft.problems
     assert draft.document.path_of("~/a.png") == tmp_path / "a.png"
+
+
+@pytest.mark.parametrize("at", [10**400, float("inf"), float("nan"), -(10**400)])
+def test_times_beyond_all_numbers_are_refused(at: float) -> None:
+    shot = {"id": "a", "prompts": [{"at": 0, "prompt": "x"}, {"at": at, "prompt": "y"}], "frames": 5}
+    raw = json.dumps({"shots": [shot]}).replace("Infinity", ".inf").replace("NaN", ".nan")
+    problems = parse_storyboard(raw.encode(), file="film.yaml").problems
+    assert [p.key for p in problems] == ["shots[0].prompts[1].at"]
