@@ -11,7 +11,7 @@ import heapq
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,8 @@ def _deleted_path(job: str) -> str:
 
 def _from_json(data: Mapping[str, Any]) -> Submission:
     shots, told = tuple(tuple(s) for s in data["shots"]), tuple(map(problem_from_json, data["warnings"]))
-    return Submission(**{**data, "shots": shots, "warnings": told})
+    known = {f.name: data[f.name] for f in fields(Submission) if f.name in data}  # a newer version may say more
+    return Submission(**{**known, "shots": shots, "warnings": told})
 
 
 class Memory:

@@ -35,7 +35,7 @@ class Job:
     warnings: tuple[Problem, ...] = ()  # of planning it
 
     def as_json(self) -> dict[str, Any]:
-        data = {"id": self.id, "film": self.film.as_json(), "models": [asdict(m) for m in self.models]}
+        data = {"id": self.id, "film": self.film.as_json(), "models": [_without_names(m) for m in self.models]}
         return {**data, "storyboard": self.storyboard, "warnings": [w.as_json() for w in self.warnings]}
 
 
@@ -68,6 +68,12 @@ def read_job(store: Store, job_id: str) -> Job:
         return Job(data["id"], film, tuple(map(_checkpoint, data["models"])), data["storyboard"], warnings)
     except (KeyError, TypeError) as e:
         raise InputError(f"job {job_id!r} was written by another version of the farm; render it again ({e})") from None
+
+
+def _without_names(model: Checkpoint) -> dict[str, Any]:
+    """A model without the tables that LoRAs were read by, which are long and have done their work."""
+    data = asdict(model)
+    return data | {"card": {k: v for k, v in data["card"].items() if not k.startswith("lora_")}}
 
 
 def _checkpoint(data: Mapping[str, Any]) -> Checkpoint:

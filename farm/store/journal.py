@@ -13,7 +13,7 @@ import json
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from farm.errors import DamagedRecord, InputError, LeaseLost
@@ -84,9 +84,12 @@ class Standing:
         self.position += 1
         kind = record["kind"]
         if kind == "lease":
-            self.fence, self.owner = record["fence"], Owner(**record["owner"])
+            known = {f.name: record["owner"][f.name] for f in fields(Owner) if f.name in record["owner"]}
+            self.fence, self.owner = record["fence"], Owner(**known)  # of a newer version it may say more
         elif kind == "release":
             self.owner = None
+        elif kind == "damaged":  # perhaps a lease: the next one must not have its fence
+            self.fence += 1
         elif kind == "state":
             self.state, self.reason, self.at = record["state"], record["reason"], record["at"]
             if record["event"] in ("submit", "requeue"):

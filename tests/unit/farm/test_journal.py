@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -180,3 +181,28 @@ def test_damaged_orders_and_attempts_are_passed_over(store: Store) -> None:
     store.publish("jobs/job/attempts/a.json", b"[]")
     store.publish("jobs/job/attempts/b.json", b'{"attempt_id": "b"}')
     assert read_attempts(store, "job") == []
+
+
+def test_a_holder_whose_lease_is_damaged_cannot_write_beside_the_next_one(store: Store) -> None:
+    first = lease(store, ONE)
+    first.move("submit", "it begins")
+    store.publish(log_path("job", 1), b"{")
+    held = look_at_lease(store, "job")
+    second = take_lease(store, "job", TWO, now=lambda: 5.0, stale=held)
+    assert isinstance(second, Journal)
+    assert second.fence > first.fence
+    with pytest.raises(LeaseLost):
+        first.beat()
+    with pytest.raises(LeaseLost):
+        first.move("hand out", "it does not know yet")
+    second.beat()
+    assert second.move("take over", "from one") == "queued"
+
+
+def test_a_lease_of_a_newer_version_holds(store: Store) -> None:
+    journal = lease(store, ONE)
+    record = store.record(log_path("job", 1))
+    record["owner"]["rack"] = "b7"
+    store.publish(log_path("job", 1), json.dumps(record).encode())
+    assert isinstance(take_lease(store, "job", TWO, now=lambda: 5.0), Held)
+    journal.beat()
