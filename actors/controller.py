@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from actors.autoscaler import ON_HEAD
 from actors.identity import is_dead, this_process
 from actors.meters import Meters
 from actors.pool import RayHands
@@ -86,13 +87,15 @@ def start_controller(
 ) -> Any:
     """Join the farm of that name, or start it: a named, detached actor, which Ray starts again when it dies.
 
+    It is placed on the head: for an autoscaler an actor keeps its node busy for ever, also one that costs.
+
     Args:
         adopts: it stays: jobs that nobody drives are taken on without a door.
     """
     options: dict[str, Any] = {
         "name": name, "namespace": NAMESPACE, "get_if_exists": True, "lifetime": "detached", "max_restarts": -1,
     }  # fmt: skip
-    actor = ray.remote(Controller).options(num_cpus=0, **options)
+    actor = ray.remote(Controller).options(num_cpus=0, resources=ON_HEAD, **options)
     handle = actor.remote(name, store_uri, pools, package, adopts)
     ray.get(handle.open.remote(), timeout=OPEN_TIMEOUT_S)
     return handle

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import psutil
 from actors.identity import is_dead, this_process
 from cluster.prepare import in_pools_file
 from farm.errors import InputError, RenderError
+from farm.pools.growth import Growth, can_never_fit, ignored_labels
 from farm.pools.pools import (
     THREAD_ENVIRONMENT,
     NodeFacts,
@@ -231,15 +232,37 @@ def check_this_machine(pools: Mapping[str, Pool], pools_file: Path | None) -> No
         raise InputError(*in_pools_file(told, pools_file))
 
 
-def check_cluster(pools: Mapping[str, Pool], pools_file: Path | None) -> None:
-    """Raises:
-    InputError: the connected cluster is fixed and can never hold these pools.
-    """
-    from actors.pool import can_grow, cluster_nodes
+def check_cluster(pools: Mapping[str, Pool], pools_file: Path | None, *, autoscaling: str = "auto") -> None:
+    """Refuse pools that the connected cluster can never hold; one that grows may be small now.
 
-    told = [] if can_grow() else cannot_fit(pools, cluster_nodes())
-    if told:
-        raise InputError(*in_pools_file(told, pools_file))
+    Args:
+        autoscaling: yes | no | auto: whether the cluster grows, where the caller knows better than can be found.
+    Raises:
+        InputError: it is fixed, or no kind of node that it may add could hold a replica.
+    """
+    from actors.pool import cluster_nodes
+
+    nodes = cluster_nodes()
+    if not cannot_fit(pools, nodes):  # nothing has to be added
+        return
+    growth = growth_of(autoscaling)
+    for warning in ignored_labels(pools, growth):
+        print(f"farm: warning: {warning}", file=sys.stderr)
+    if told := can_never_fit(pools, nodes, growth):
+        hint = (
+            "; --autoscaling yes if it grows all the same" if growth.kind == "fixed" and autoscaling == "auto" else ""
+        )
+        raise InputError(*in_pools_file([replace(p, message=p.message + hint) for p in told], pools_file))
+
+
+def growth_of(autoscaling: str) -> Growth:
+    """Whether the connected cluster grows: as it is known, else as it is found."""
+    if autoscaling == "no":
+        return Growth("fixed")
+    from actors.autoscaler import growth
+
+    found = growth()
+    return Growth("grows", found.version, found.types) if autoscaling == "yes" else found
 
 
 def made_pools(*, on_cluster: bool) -> dict[str, Pool]:

@@ -16,11 +16,12 @@ from pathlib import Path
 import psutil
 
 from cluster.cli.answer import Answer
-from cluster.cli.options import add_pools
-from cluster.ray import Connection, num_cpus, num_gpus, this_machine
+from cluster.cli.options import add_autoscaling, add_pools
+from cluster.ray import Connection, growth_of, num_cpus, num_gpus, this_machine
 from farm.film.film import ENCODERS
 from farm.film.interpolation import rife_weights
 from farm.models.checkpoint import BUILTIN_FOLDER
+from farm.pools.growth import Growth, can_never_fit, ignored_labels
 from farm.pools.pools import Pool, asked, cannot_fit, cpus_asked, default_pools, load_pools, without_kinds
 
 Line = tuple[str, str, str]  # ok | warning | failure, what, words
@@ -29,15 +30,16 @@ GIB = 2**30
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_pools(parser)
+    add_autoscaling(parser)
 
 
 def run(args: argparse.Namespace, answer: Answer) -> int:
-    return examine(load_pools(args.pools) if args.pools else None)
+    return examine(load_pools(args.pools) if args.pools else None, args.autoscaling)
 
 
-def examine(pools: Mapping[str, Pool] | None) -> int:
+def examine(pools: Mapping[str, Pool] | None, autoscaling: str = "auto") -> int:
     """Print all lines; 0 unless one of them is a failure, then 3: a render would fail."""
-    lines = [*_software(), *_ffmpeg(), *_room(), *_pools(pools)]
+    lines = [*_software(), *_ffmpeg(), *_room(), *_pools(pools, autoscaling)]
     for state, what, words in lines:
         print(f"{state:<8} {what:<13} {words}")
     return 3 if any(state == "failure" for state, _, _ in lines) else 0
@@ -96,7 +98,7 @@ def _room() -> Iterator[Line]:
         yield ("ok" if free >= 5 else "warning", what, f"{free:.1f} GiB free in {folder}; 5 or more are advised")
 
 
-def _pools(pools: Mapping[str, Pool] | None) -> Iterator[Line]:
+def _pools(pools: Mapping[str, Pool] | None, autoscaling: str) -> Iterator[Line]:
     """Against the cluster of RAY_ADDRESS where that is set, else against this machine."""
     cpus, gpus = num_cpus(), num_gpus()
     pools = pools or default_pools(num_cpus=cpus, num_gpus=gpus)
@@ -106,6 +108,14 @@ def _pools(pools: Mapping[str, Pool] | None) -> Iterator[Line]:
             from actors.pool import cluster_nodes
 
             nodes = cluster_nodes()
+            lacking = cannot_fit(pools, nodes)
+            growth = growth_of(autoscaling) if lacking else Growth("fixed")
+        waiting = {p.key for p in lacking}
+        lacking = can_never_fit(pools, nodes, growth) if lacking else []
+        for key in sorted(waiting - {p.key for p in lacking}):
+            yield "warning", key.replace("pools.", "pool "), "no node has room for it now; it waits until one is added"
+        for warning in ignored_labels(pools, growth):
+            yield "warning", "autoscaler", warning
     else:
         pools, nodes = without_kinds(pools), [this_machine(pools)]
     if any(pool.parallel != "auto" and pool.parallel.shard_weights for pool in pools.values()):
@@ -114,7 +124,7 @@ def _pools(pools: Mapping[str, Pool] | None) -> Iterator[Line]:
         else:
             words = "no C++ compiler: DeepSpeed, which shard_weights asks for, compiles an extension at its first start"
             yield "warning", "compiler", f"{words}; install g++ where its replicas run"
-    lacking = cannot_fit(pools, nodes)
+    lacking = lacking if address else cannot_fit(pools, nodes)
     for name, pool in pools.items():
         most = pool.replicas.max
         words = f"{', '.join(pool.stages)} on {asked(pool)}; at most {most} replica{'s' if most > 1 else ''}"

@@ -31,19 +31,22 @@ NOTHING_RUN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def render_missing(order: Order, connection: Connection, *, stale: Held | None) -> dict[str, Any]:
+def render_missing(
+    order: Order, connection: Connection, *, stale: Held | None, autoscaling: str = "auto"
+) -> dict[str, Any]:
     """Run what is missing. Returns the controller's last view of the rendering.
 
     Args:
         stale: the lease of another controller that gives no more sign of life.
     Raises:
-        InputError: a pool asks for more than a fixed cluster has; nothing was written.
+        InputError: a pool asks for what the cluster can never have; nothing was written.
         RenderError: the controller or Ray itself failed.
     """
     import ray
 
     try:
-        check_cluster(order.pools, order.pools_file)
+        if not connection.is_local:
+            check_cluster(order.pools, order.pools_file, autoscaling=autoscaling)
         order.store.create()
         keep_job(order)
         with StopRequest() as stop:  # after ray.init, which installs handlers of its own

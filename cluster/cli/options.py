@@ -38,6 +38,13 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
 
+def add_autoscaling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--autoscaling", choices=("yes", "no", "auto"), default="auto",
+        help="whether the Ray cluster adds nodes; auto: looked for on its head",
+    )  # fmt: skip
+
+
 def add_server(parser: argparse.ArgumentParser) -> None:
     """Of commands that reach jobs in a store or over HTTP."""
     add_store(parser)

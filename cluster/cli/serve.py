@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.cli.answer import Answer
-from cluster.cli.options import add_pools, add_store
+from cluster.cli.options import add_autoscaling, add_pools, add_store
 from cluster.cli.stopping import StopRequest
 from cluster.prepare import farm_name, open_store
 from cluster.ray import HAPROXY_ENVIRONMENT, Connection, check_cluster, check_this_machine, made_pools
@@ -35,6 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", type=int, default=2, metavar="N", help="of the HTTP server; default: 2")
     parser.add_argument("--haproxy", action="store_true", help="HAProxy before the replicas: more requests a second")
     parser.add_argument("--address", metavar="A", help="a Ray cluster (default: $RAY_ADDRESS or a local Ray)")
+    add_autoscaling(parser)
 
 
 def run(args: argparse.Namespace, answer: Answer) -> int:
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
     store.create()
     with closing(Connection(address, pools or {}, haproxy=args.haproxy)) as connection, StopRequest() as stop:
         pools = pools or made_pools(on_cluster=True)
-        check_cluster(pools, args.pools)
+        check_cluster(pools, args.pools, autoscaling=args.autoscaling)
         return _serve(args, connection, options | {"pools": pools_as_json(pools)}, stop)
 
 
