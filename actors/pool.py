@@ -82,8 +82,8 @@ class RayHands:
             return status
 
     async def last_words(self, node: str, pid: int) -> str:
-        if told := await asyncio.to_thread(last_lines, own_folder(), pid):
-            return told
+        if node == ray.get_runtime_context().get_node_id():  # process ids repeat from node to node
+            return await asyncio.to_thread(last_lines, own_folder(), pid)
         return await asyncio.to_thread(last_lines_elsewhere, node, pid)
 
     async def prepare(self, handle: Any, task: Task, inputs: Sequence[tuple[Task, Any]]) -> None:
@@ -178,10 +178,3 @@ def cluster_nodes() -> list[NodeFacts]:
             )
         )  # fmt: skip
     return facts
-
-
-def can_grow() -> bool:
-    """Whether an autoscaler may add nodes: it reports what it could start, and a fixed cluster reports nothing."""
-    from ray._private.state import state  # Ray has no public way to ask; Ray Data and Train ask in this way too
-
-    return state.get_max_resources_from_cluster_config() is not None

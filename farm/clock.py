@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 
-_BEGAN = time.time() - time.monotonic()
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # which goes on while a machine sleeps
+_BEGAN = time.time() - time.clock_gettime(_CLOCK)
 
 
 def steady_time() -> float:
-    """Seconds since the epoch by the clock as it was when this process started, and by its monotonic clock since.
+    """Seconds since the epoch by the clock as it was when this process started, and by the time since then.
 
     So no wait ends early or never, and no attempt takes less than nothing, when the clock is set.
     """
-    return _BEGAN + time.monotonic()
+    return _BEGAN + time.clock_gettime(_CLOCK)

@@ -45,48 +45,19 @@ def load_component(
     Raises:
         InputError: weights are missing, or a package that the quantisation needs.
     """
-    with telling_what_is_damaged(f"{component} of {folder}"):
-        return _load(folder, component, dtype, device, offload, quantize, is_sharded)
-
-
-@contextmanager
-def telling_what_is_damaged(what: str) -> Iterator[None]:
-    """Whatever a library says of files that it cannot read is a fault of those files, but for a lack of memory.
-
-    Raises:
-        InputError: in its words.
-    """
-    try:
-        yield
-    except (InputError, MemoryError, torch.OutOfMemoryError, ImportError):
-        raise
-    except Exception as e:
-        is_systems_own = isinstance(e, OSError) and e.errno is not None  # a disk that fails, too many open files
-        if is_systems_own or "memory" in str(e).lower():
-            raise
-        raise InputError(f"{what} must be what diffusers can load: {type(e).__name__}: {e}; fetch it again") from e
-
-
-def _load(
-    folder: str, component: str, dtype: str, device: str, offload: str, quantize: str, is_sharded: bool
-) -> Any:  # fmt: skip
     index = json.loads((Path(folder) / "model_index.json").read_text())
     library, name = index[component]
     cls = getattr(importlib.import_module(HOMES.get(name, library)), name)
     path = str(Path(folder) / component)
-    if component.startswith(WITHOUT_WEIGHTS):
-        return cls.from_pretrained(path)
-    if is_sharded:
+    if is_sharded and not component.startswith(WITHOUT_WEIGHTS):
         from pipelines.sharding import load_sharded
 
         return load_sharded(cls, path, dtype=DTYPES[dtype]).to(device)
-    how = {"quantization_config": _quantization(library, quantize, DTYPES[dtype])} if quantize else {}
-    module, told = cls.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **how)
-    lacking = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in told.get(kind, ()))
-    if lacking:  # they would be drawn at random, under a key that says nothing of it
-        raise InputError(
-            f"{path} must hold all weights of {name}: {', '.join(lacking[:3])} are missing or of other shapes"
-        )
+    with telling_what_is_damaged(f"{component} of {folder}"):
+        if component.startswith(WITHOUT_WEIGHTS):
+            return cls.from_pretrained(path)
+        how = {"quantization_config": _quantization(library, quantize, DTYPES[dtype])} if quantize else {}
+        module = _read_weights(cls, path, dtype=DTYPES[dtype], **how)
     module.eval().requires_grad_(False)
     if not quantize:
         own_memory(module)
@@ -102,6 +73,34 @@ def _load(
         apply_group_offloading(module, onload_device=torch.device(device), offload_device=torch.device("cpu"), **how)
         return module
     return module.to(device)
+
+
+def _read_weights(cls: Any, path: str, **how: Any) -> Any:
+    module, told = cls.from_pretrained(path, use_safetensors=True, output_loading_info=True, **how)
+    lacking = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in told.get(kind, ()))
+    if lacking:  # they would be drawn at random, under a key that says nothing of it
+        raise InputError(
+            f"{path} must hold all weights of {cls.__name__}: {', '.join(lacking[:3])} are missing or of other shapes"
+        )
+    return module
+
+
+@contextmanager
+def telling_what_is_damaged(what: str) -> Iterator[None]:
+    """Whatever a library says of files that it cannot read is a fault of those files, but for a lack of memory.
+
+    Raises:
+        InputError: in its words.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError, ImportError):
+        raise
+    except Exception as e:
+        is_systems_own = isinstance(e, OSError) and e.errno is not None  # a disk that fails, too many open files
+        if is_systems_own or any(word in str(e).lower() for word in ("memory", "cuda", "nccl", "device")):
+            raise
+        raise InputError(f"{what} must be what diffusers can load: {type(e).__name__}: {e}; fetch it again") from e
 
 
 def _quantization(library: str, numbers: str, dtype: torch.dtype) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from safetensors.torch import load_file
 
 from farm.errors import InputError
@@ -82,6 +83,7 @@ def _load(card: ModelCard, module: Any, path: Path, name: str) -> None:
         except (TypeError, ValueError, KeyError, RuntimeError) as e:
             raise InputError(f"a LoRA must be one that peft can apply to {type(module).__name__}: {e}") from e
     module.requires_grad_(False)
+    _maybe_remove_and_reapply_group_offloading(module)  # its hooks know the layers that there were; as pipelines do
 
 
 def _has_weight(module: Any) -> bool:
@@ -104,7 +106,8 @@ def _as_peft(parts: Mapping[str, Part], tensors: Mapping[str, torch.Tensor]) -> 
 
     if "difference" in parts:  # of rank as many as there are rows, so that up is the identity
         down = read("difference")
-        made = {"lora_A.weight": down, "lora_B.weight": torch.eye(len(down), dtype=down.dtype)}
+        up = torch.eye(len(down), dtype=down.dtype).reshape(len(down), len(down), *(1 for _ in down.shape[2:]))
+        made = {"lora_A.weight": down, "lora_B.weight": up}
     else:
         down = read("down")
         scale = read("alpha").item() / len(down) if "alpha" in parts else 1.0

@@ -119,6 +119,8 @@ def render(
     told = answer.data
     if code == 130:
         raise KeyboardInterrupt
+    if code == 2:
+        raise InputError(*(Problem(**e) for e in told["errors"]))
     if code:
         raise RenderError("; ".join(e["message"] for e in told["errors"]))
     names = Film.__dataclass_fields__.keys() - {"path"}
@@ -132,7 +134,7 @@ def _words(
     raw, path = _read(storyboard)
     return argparse.Namespace(
         storyboard=path, raw=raw, model=model, pools=Path(pools) if pools else None, store=store,
-        only=list(only) or None, draft=draft, json=False,
+        only=list(only) or None, draft=draft, json=False, autoscaling="auto",
     )  # fmt: skip
 
 

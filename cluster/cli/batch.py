@@ -21,7 +21,7 @@ from typing import Any
 
 from actors.identity import this_process
 from cluster.cli.answer import Answer
-from cluster.cli.options import add_json, add_pools, add_store
+from cluster.cli.options import add_autoscaling, add_json, add_pools, add_store
 from cluster.cli.stopping import StopRequest
 from cluster.prepare import farm_name, models_of_shots, open_store, plan_job
 from cluster.ray import Connection, check_cluster, check_this_machine, made_pools
@@ -54,6 +54,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", type=Path, metavar="FILE", help="a storyboard with {columns}")
     parser.add_argument("--results", metavar="URI", help="a folder; default: <store>/batches/<name of the manifest>")
     parser.add_argument("--address", metavar="A", help="a Ray cluster (default: $RAY_ADDRESS or a local Ray)")
+    add_autoscaling(parser)
     parser.add_argument("--priority", type=int, default=50, metavar="N", help="0 to 100; default: 50")
     parser.add_argument("--max-open", type=int, default=48, metavar="N", help="films at once; default: 48")
     parser.add_argument("--again", action="store_true", help="also rows that have failed, or were canceled")
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
     store.create()
     with closing(Connection(address, pools or {})) as connection, StopRequest() as stop:
         pools = pools or made_pools(on_cluster=True)
-        check_cluster(pools, args.pools)
+        check_cluster(pools, args.pools, autoscaling=args.autoscaling)
         driver = Driver(args, store, pools, template, rows)
         counts = driver.run(stop, is_local=connection.is_local)
     warnings = answer.data["warnings"]
@@ -195,7 +196,7 @@ class Driver:
         resolved = resolve(draft, checkpoint, others=others, model_problems=problems)
         film, models = resolved.film, resolved.models
         container = container_of("", film.codec)
-        job, plan, _ = plan_job(film, models, text, self.pools, container=container)
+        job, plan, _ = plan_job(film, models, text, self.pools, container=container, warnings=resolved.warnings)
         return job, plan, container, resolved.files
 
     def _submit(self, wish: Wish) -> None:

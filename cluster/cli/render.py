@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any
 
 from actors.identity import is_dead
 from cluster.cli.answer import Answer
 from cluster.cli.deliver import deliver, read_target
 from cluster.cli.drive import follow, render_missing
-from cluster.cli.options import add_storyboard, given
+from cluster.cli.options import add_autoscaling, add_storyboard, given
 from cluster.cli.order import Order, keep_job, look_again, read_order, with_requeued
 from cluster.cli.report import try_to_draw_report
 from cluster.ray import Connection, check_this_machine
@@ -30,6 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address", type=given, metavar="A", help="a Ray cluster to render on (default: $RAY_ADDRESS or a local Ray)"
     )
+    add_autoscaling(parser)
 
 
 def run(args: argparse.Namespace, answer: Answer) -> int:
@@ -42,26 +44,18 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
         order = read_order(args, answer, target=target, on_cluster=connection is not None)
         answer.warn(order.warnings)
         stale = None
-        order = with_requeued(order)
-        if not order.missing:
-            order.store.create()
-            keep_job(order)
-            try:
-                film = publish_film(order.store, order.job, order.plan)
-            except DamagedError as e:
-                print(f"farm: {e}; what is damaged is made again", file=sys.stderr)
-                order = look_again(order, answer)
+        order, film = publish_finished(with_requeued(order), answer)
         if order.missing and address is None:
             held = look_at_lease(order.store, order.job.id)
             if held is not None and not is_dead(held.owner):  # another `farm render` on this store
                 stale = follow(order, held)
-                order = look_again(order, answer)
+                order, film = publish_finished(look_again(order, answer), answer)
         if order.missing:
             if address is None:
                 check_this_machine(order.pools, order.pools_file)
                 order.store.create()
             connection = connection or stack.enter_context(closing(Connection(address, order.pools)))
-            view = render_missing(order, connection, stale=stale)
+            view = render_missing(order, connection, stale=stale, autoscaling=args.autoscaling)
             total = answer.data["tasks"]["total"]
             reused = total - view["to_run"] + view["not_needed"]
             answer.data["tasks"] |= {"run": view["run"], "reused": reused, "retried": view["retried"]}
@@ -79,7 +73,7 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
         told["clip"] = order.store.place(
             f"films/{order.job.id}/shots/{shot.id}.{order.plan.tasks[shot.clip].extension}"
         )
-    answer.warn(find_warnings(order.store, order.plan))
+    answer.warn(replace(w, file=str(args.storyboard)) for w in find_warnings(order.store, order.job, order.plan))
     answer.data |= {"status": "completed", "film": path, "seams": read_seams(order.store, order.plan)}
     ran, reused = answer.data["tasks"]["run"], answer.data["tasks"]["reused"]
     print(
@@ -88,6 +82,19 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
         file=sys.stderr,
     )
     return answer.finish(0)
+
+
+def publish_finished(order: Order, answer: Answer) -> tuple[Order, str]:
+    """Show a film of which nothing is missing, and where; else nothing. What is damaged of it is missing then."""
+    if order.missing:
+        return order, ""
+    order.store.create()
+    keep_job(order)
+    try:
+        return order, publish_film(order.store, order.job, order.plan)
+    except DamagedError as e:
+        print(f"farm: {e}; what is damaged is made again", file=sys.stderr)
+        return look_again(order, answer), ""
 
 
 def tell_unfinished(order: Order, view: dict[str, Any], answer: Answer) -> int:

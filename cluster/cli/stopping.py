@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
+
+TWICE_S = 1.0  # systemd and others signal the parent, which passes it on, and us: within this it is one signal
 
 
 class StopRequest:
@@ -12,7 +15,7 @@ class StopRequest:
     thread alone: a block in another thread is not asked to stop."""
 
     def __enter__(self) -> StopRequest:
-        self.asked = False
+        self.asked, self.asked_at = False, 0.0
         numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
         self.before = {number: signal.signal(number, self._note) for number in numbers}
         return self
@@ -22,6 +25,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and time.monotonic() - self.asked_at > TWICE_S:
             raise KeyboardInterrupt
-        self.asked = True
+        if not self.asked:
+            self.asked, self.asked_at = True, time.monotonic()

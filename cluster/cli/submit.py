@@ -11,6 +11,7 @@ from cluster.cli.answer import Answer
 from cluster.cli.deliver import Target
 from cluster.cli.options import add_server, check_priority, given_path, server, tell
 from cluster.cli.order import keep_job, read_order
+from farm.errors import Problem
 from farm.service.submission import where_is
 from farm.states import ENDED
 from farm.store.journal import Wish, write_order, write_wish
@@ -30,7 +31,8 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
     if client := server(args):
         with client:
             film = client.submit(args.storyboard, priority=args.priority)
-        for warning in film.warnings:
+        for told in film.warnings:
+            warning = Problem(told.message, told.key, str(args.storyboard), told.line)
             print(f"farm: warning: {warning}", file=sys.stderr)
         return tell(args, film.model_dump(), [film.id])
     job = submit_to_store(args)

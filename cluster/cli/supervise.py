@@ -39,23 +39,25 @@ def start() -> int:
 
 def supervise(words: Sequence[str]) -> int:
     """Run a command in a child, and answer for it where it cannot."""
-    received: list[int] = []
+    received, early = list[int](), list[int]()
     child: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if child is not None:
+        if child is None:
+            early.append(number)
+        else:
             child.send_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, forward)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what the child leaves behind becomes ours, and is ended
     told, tells = os.pipe()
-    command = [sys.executable, "-m", "longtake", *words]
+    command = [sys.executable, "-P", "-m", "longtake", *words]  # the working folder holds no code of ours
     child = subprocess.Popen(command, pass_fds=(tells,), process_group=0, env=os.environ | {PIPE: str(tells)})
     os.close(tells)
-    if received:
-        child.send_signal(received[0])
+    if early:
+        child.send_signal(early[0])
     code = child.wait()
     with os.fdopen(told, "rb") as pipe:
         answered = pipe.read(8)
@@ -63,7 +65,7 @@ def supervise(words: Sequence[str]) -> int:
         return int(answered)
     _end_orphans()
     answer = Answer(as_json="--json" in words)
-    if received:
+    if received and code in (-signal.SIGINT, -signal.SIGTERM):  # before it had handlers of its own
         return answer.fail(130, [Problem("interrupted before it had begun; nothing is lost")])
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     reason = (

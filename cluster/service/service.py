@@ -72,11 +72,12 @@ class Service:
     webhook_secret: str = ""  # empty: this server sends none
     replicas: int = 1  # servers that requests are spread among
     is_open: bool = False  # bound to loopback: without any key everybody is the operator
-    now: Callable[[], float] = steady_time
+    now: Callable[[], float] = time.time  # of what is written down
+    clock: Callable[[], float] = steady_time  # of what is compared
     keyring: Keyring = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keyring = Keyring(self.store, self.now)
+        self.keyring = Keyring(self.store, self.clock)
         self.memory = Memory(self.store)
         self.buckets: dict[str, Bucket] = {}
         self.gpu_hours: tuple[float, dict[str, float]] = (float("-inf"), {})
@@ -92,7 +93,7 @@ class Service:
         """Raises:
         TooMuch: this key asks too often.
         """
-        now = self.now()
+        now = self.clock()
         bucket = self.buckets.setdefault(caller.name, Bucket(self.limits.requests_per_s / self.replicas, now))
         if wait_s := bucket.take(now):
             raise TooMuch(f"a key may ask {self.limits.requests_per_s:g} times a second", wait_s)
@@ -197,8 +198,8 @@ class Service:
             return is_new, over_quota(usage, submission.seconds, self.limits)
 
         is_new, told = take()
-        if is_new and told and self.now() - self.swept.get(caller.name, float("-inf")) > SWEEP_S:
-            self.swept[caller.name] = self.now()
+        if is_new and told and self.clock() - self.swept.get(caller.name, float("-inf")) > SWEEP_S:
+            self.swept[caller.name] = self.clock()
             give_room_back(self.store, caller.name)
             _, told = take()
         try:
@@ -214,13 +215,13 @@ class Service:
         """Of today, by the ledger; of films that have ended."""
         if self.limits.gpu_hours_per_day is None:
             return 0.0
-        if self.now() - self.gpu_hours[0] > LEDGER_FRESH_S:
+        if self.clock() - self.gpu_hours[0] > LEDGER_FRESH_S:
             told: dict[str, float] = {}
             for row in read_ledger(self.store, since=time.strftime("%Y-%m-%d", time.gmtime(self.now()))):
                 owners = {s.by for job in row["jobs"] if (s := read_submission(self.store, str(job), deleted=True))}
                 for owner in owners:
                     told[owner] = told.get(owner, 0.0) + row["gpu_s"] / 3600 / len(owners)
-            self.gpu_hours = (self.now(), told)
+            self.gpu_hours = (self.clock(), told)
         return self.gpu_hours[1].get(caller.name, 0.0)
 
     # -- reading
@@ -228,13 +229,13 @@ class Service:
     def where(self, submission: Submission) -> Where:
         """Where a film stands by the store; what has ended is remembered for a while."""
         known = self.ended.get(submission.job)
-        if known and self.now() - known[0] < ENDED_FRESH_S:
+        if known and self.clock() - known[0] < ENDED_FRESH_S:
             return known[1]
         told = self.memory.where(submission)
         if told.state in ENDED:
             if len(self.ended) > 10_000:
                 self.ended.clear()
-            self.ended[submission.job] = (self.now(), told)
+            self.ended[submission.job] = (self.clock(), told)
         return told
 
     def page(self, caller: Caller, *, kind: str, after: str, limit: int, newest_first: bool, state: str = "",
@@ -268,7 +269,8 @@ class Service:
         if known is None or known[0] != told.ended_at:
             if len(self.warned) >= MANY:
                 self.warned.clear()
-            known = self.warned[submission.job] = (told.ended_at, read_warnings(self.store, submission.job))
+            found = dict.fromkeys((*submission.warnings, *read_warnings(self.store, submission.job)))
+            known = self.warned[submission.job] = (told.ended_at, tuple(found))
         return known[1]
 
     def _plan_of(self, job: str, container: str) -> Plan:

@@ -212,8 +212,11 @@ class Jobs:
             rendering.film = await self.work.with_room([], publish_film, self.store, rendering.job, rendering.plan)
         except (OSError, StoreError) as e:
             lost = isinstance(e, DamagedError) and rendering.num_mended < MAX_MENDED
-            if lost and (keys := await self.io(tasks_to_run, tasks, rendering.plan.targets, self.store.has)):
+            if lost:
                 rendering.num_mended += 1
+                keys = await self.io(tasks_to_run, tasks, rendering.plan.targets, self.store.has)
+                if not keys:  # another film that has it too has had it made
+                    return await self._publish(rendering)
                 rendering.run_again(keys)
                 self.dispatcher.revive(rendering.wish.name, tasks, keys)
                 return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -10,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from farm.errors import DamagedError, DamagedRecord, InputError, Problem, problem_from_json
+from farm.document import Document, read_document
+from farm.errors import DamagedError, DamagedRecord, InputError, Problem, StoreError, problem_from_json
 from farm.film.film import Film
 from farm.film.looks import Look, fault_of
 from farm.models.card import ModelCard
@@ -95,7 +97,7 @@ def publish_film(store: Store, job: Job, plan: Plan) -> str:
     Raises:
         DamagedError: some of it is damaged, all of which has been set aside: it must be made again.
     """
-    damaged, shown = list[DamagedError](), {shot.clip: f"shots/{shot.id}" for shot in plan.shots} | {plan.film: "film"}
+    damaged, shown = list[StoreError](), {shot.clip: f"shots/{shot.id}" for shot in plan.shots} | {plan.film: "film"}
     film = ""
     for key in plan.targets:
         task = plan.tasks[key]
@@ -104,13 +106,15 @@ def publish_film(store: Store, job: Job, plan: Plan) -> str:
             if key in shown:
                 path = store.publish(f"films/{job.id}/{shown[key]}.{task.extension}", source)
                 film = path if key == plan.film else film
-        except DamagedError as e:
+        except StoreError as e:  # another film that has it too may have set it aside
+            if not isinstance(e, DamagedError) and store.has(task):
+                raise
             damaged.append(e)
     if damaged:
         more = f", and {len(damaged) - 1} more" if damaged[1:] else ""
-        raise DamagedError(f"{damaged[0]}{more}", damaged[0].key)
+        raise DamagedError(f"{damaged[0]}{more}", next(k for k in plan.targets))
     store.publish(f"films/{job.id}/seams.json", json.dumps(read_seams(store, plan), indent=1).encode())
-    warnings = [w.as_json() for w in (*job.warnings, *find_warnings(store, plan))]
+    warnings = [w.as_json() for w in (*job.warnings, *find_warnings(store, job, plan))]
     store.publish(f"films/{job.id}/warnings.json", json.dumps(warnings, indent=1).encode())
     return film
 
@@ -119,7 +123,7 @@ def read_warnings(store: Store, job_id: str) -> tuple[Problem, ...]:
     """What is not as it may have been meant in a finished film; nothing where it is not finished."""
     try:
         return tuple(map(problem_from_json, json.loads(store.cat(f"films/{job_id}/warnings.json"))))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):
         return ()
 
 
@@ -129,7 +133,7 @@ def read_seams(store: Store, plan: Plan) -> list[dict[str, Any]]:
     return [{"shot": shot} | json.loads(line) for shot, line in lines]
 
 
-def find_warnings(store: Store, plan: Plan) -> list[Problem]:
+def find_warnings(store: Store, job: Job, plan: Plan) -> list[Problem]:
     """What tasks have noted beside their artifacts: prompts that were cut, shots in which nothing can be seen."""
     texts = {
         key: (task.label, task.request) for key, task in plan.tasks.items()
@@ -138,24 +142,41 @@ def find_warnings(store: Store, plan: Plan) -> list[Problem]:
     noted = [*texts, *dict.fromkeys(key for shot in plan.shots for key in shot.frames)]
     with ThreadPoolExecutor(READERS) as pool:
         notes = dict(zip(noted, pool.map(lambda key: _note(store, plan.tasks[key]), noted), strict=True))
-    index = {shot.id: i for i, shot in enumerate(plan.shots)}
-    found = []
+    found, place_of = [], _Places(job.storyboard)
     for key, (label, request) in texts.items():
         if cut := notes[key].get("cut"):
             lost = f"{cut['lost'][:80]!r}" + (" ..." if len(cut["lost"]) > 80 else "")
             must = f"the prompt of {label} must have at most {cut['limit']} tokens for {request.family}"
-            where = f"shots[{index[label]}].prompt" if label in index else ""
-            found.append(Problem(f"{must}, got {cut['tokens']}; cut: {lost}", where))
-    for i, shot in enumerate(plan.shots):
+            found.append(place_of.problem(label, f"{must}, got {cut['tokens']}; cut: {lost}", "prompt", "prompts"))
+    for shot in plan.shots:
         looks = [Look(**notes[key]["look"]) for key in shot.frames if "look" in notes.get(key, {})]
         if len(looks) == len(shot.frames) and (fault := fault_of(looks)):
-            found.append(Problem(f"shot {shot.id} {fault}", f"shots[{i}]"))
+            found.append(place_of.problem(shot.id, f"shot {shot.id} {fault}"))
     return found
+
+
+class _Places:
+    """Where shots stand in the storyboard that its author wrote; nowhere, where that cannot be read any more."""
+
+    def __init__(self, storyboard: str) -> None:
+        self.document, self.shots, self.index = Document({}, {}, ""), list[Any](), dict[str, int]()
+        with contextlib.suppress(InputError, KeyError, TypeError):
+            self.document = read_document(storyboard.encode(), file="")
+            self.shots = list(self.document.data["shots"])
+            self.index = {shot["id"]: i for i, shot in enumerate(self.shots)}
+
+    def problem(self, shot: str, message: str, *keys: str) -> Problem:
+        """A fault of a shot, at the first of these keys that it has."""
+        if shot not in self.index:
+            return Problem(message)
+        i = self.index[shot]
+        key = [key for key in keys if key in self.shots[i]][:1]
+        return self.document.problem(("shots", i, *key), message)
 
 
 def _note(store: Store, task: Task) -> dict[str, Any]:
     try:
         told: dict[str, Any] = store.record(sidecar_path(artifact_path(task))).get("info", {})
-    except FileNotFoundError:  # collected since
+    except (FileNotFoundError, DamagedRecord):  # collected since; what it says is not needed for the film
         return {}
     return told

@@ -75,6 +75,7 @@ class Standing:
     paused_by_farm: bool = False  # it goes on by itself
     priority: int | None = None
     at: float = 0.0  # when its state was written
+    num_damaged: int = 0  # records that cannot be read: each may have been a lease, whose fence nobody must have again
 
     def copy(self) -> Standing:
         return replace(self, orders=set(self.orders), forgiven=set(self.forgiven))
@@ -88,8 +89,8 @@ class Standing:
             self.fence, self.owner = record["fence"], Owner(**known)  # of a newer version it may say more
         elif kind == "release":
             self.owner = None
-        elif kind == "damaged":  # perhaps a lease: the next one must not have its fence
-            self.fence += 1
+        elif kind == "damaged":
+            self.num_damaged += 1
         elif kind == "state":
             self.state, self.reason, self.at = record["state"], record["reason"], record["at"]
             if record["event"] in ("submit", "requeue"):
@@ -198,7 +199,7 @@ def take_lease(
                 return held
         record = {
             "kind": "lease",
-            "fence": standing.fence + 1,
+            "fence": standing.fence + standing.num_damaged + 1,
             "owner": asdict(owner),
             "writer": owner.name,
             "at": now(),

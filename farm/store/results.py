@@ -102,7 +102,8 @@ def columns_of(rows: Sequence[Row]) -> dict[str, tuple[str, pa.DataType]]:
             continue
         try:
             kind = pa.array([{str(k): v for k, v in row.values.items()}.get(column) for row in rows]).type
-        except (pa.ArrowException, OverflowError):
+            pq.write_table(pa.table({"x": pa.nulls(0, kind)}), io.BytesIO())  # not all that can be held can be kept
+        except (pa.ArrowException, ValueError, TypeError, OverflowError):
             kind = pa.string()
         name = f"manifest_{column}" if column in OWN.names else column
         found[column] = (name, pa.string() if pa.types.is_null(kind) else kind)
@@ -110,4 +111,7 @@ def columns_of(rows: Sequence[Row]) -> dict[str, tuple[str, pa.DataType]]:
 
 
 def _as_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "replace").decode()  # half of a pair, which JSON can hold

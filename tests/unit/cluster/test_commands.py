@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from cluster.cli import fetch, models
 from cluster.cli.doctor import examine
 from cluster.cli.main import main
 from cluster.cli.progress import Lines, duration, summary
+from cluster.cli.stopping import TWICE_S, StopRequest
 from farm.pools.pools import Pool
 
 
@@ -213,3 +215,17 @@ def test_an_address_at_which_nobody_listens_is_refused_at_once(
     told = capsys.readouterr().err
     assert address in told and "unset RAY_ADDRESS" in told
     assert not (tmp_path / "s").exists()
+
+
+def test_one_signal_that_comes_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd signals a parent, which passes it on, and its child itself."""
+    clock = [10.0]
+    monkeypatch.setattr("cluster.cli.stopping.time.monotonic", lambda: clock[0])
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        clock[0] += TWICE_S / 2
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked
+        clock[0] += TWICE_S
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)

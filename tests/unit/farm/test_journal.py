@@ -206,3 +206,15 @@ def test_a_lease_of_a_newer_version_holds(store: Store) -> None:
     store.publish(log_path("job", 1), json.dumps(record).encode())
     assert isinstance(take_lease(store, "job", TWO, now=lambda: 5.0), Held)
     journal.beat()
+
+
+def test_a_damaged_record_of_a_living_holder_does_not_make_it_look_dead(store: Store) -> None:
+    journal = lease(store, ONE)
+    journal.move("submit", "it begins")
+    store.publish(log_path("job", 2), b"{")
+    journal.beat()
+    first = look_at_lease(store, "job")
+    journal.beat()
+    second = look_at_lease(store, "job")
+    assert first is not None and second is not None
+    assert (first.fence, second.fence, second.beat - first.beat) == (1, 1, 1)

@@ -29,6 +29,12 @@ def test_results_carry_the_manifests_own_columns_with_their_types(tmp_path: Path
         "tags": ["x"],
     }  # fmt: skip
     assert (second["take"], second["mixed"], second["none"], second["storyboard"]) == (None, "two", None, "h")
+    odd = [Row(0, {"a": {}, "b": [{}], "c": "\ud800"}, "m"), Row(1, {"a": {}, "b": [], "c": "x"}, "m")]
+    of_odd = Results(str(tmp_path / "odd"), odd)
+    of_odd.rows += [Result(0, "completed"), Result(1, "completed")]
+    of_odd.flush()
+    (table,) = [pq.read_table(p).to_pylist() for p in (tmp_path / "odd").glob("*.parquet")]
+    assert [(row["a"], row["b"], row["c"]) for row in table] == [("{}", "[{}]", "?"), ("{}", "[]", "x")]
     assert results.done() == {(1, "h"): "completed", (0, "h"): "failed"}
 
 

@@ -168,6 +168,35 @@ def test_a_difference_of_a_whole_weight_is_applied(tmp_path: Path) -> None:
     assert torch.equal(transformer.proj_out.lora_B[adapter].bias, bias)
 
 
+def test_a_difference_of_a_convolution_is_applied(tmp_path: Path) -> None:
+    difference, file = torch.randn(24, 16, 1, 2, 2), tmp_path / "lora.safetensors"
+    save_file({"diffusion_model.patch_embedding.diff": difference}, file)
+    transformer, adapter = loaded("wan, text", tmp_path, file)
+    x = torch.randn(1, 16, 1, 4, 4)
+    layer = transformer.patch_embedding
+    wanted = torch.nn.functional.conv3d(
+        x, layer.base_layer.weight + difference, layer.base_layer.bias, stride=(1, 2, 2)
+    )
+    assert torch.allclose(layer(x), wanted, atol=1e-4)
+    assert adapter in layer.lora_A
+
+
+def test_a_lora_works_on_weights_that_are_brought_layer_by_layer(tmp_path: Path) -> None:
+    """Offloading's hooks are set on the layers that there are; those of a LoRA come later."""
+    from diffusers.hooks import apply_group_offloading
+    from diffusers.hooks.group_offloading import _GROUP_OFFLOADING
+
+    stage = denoise.Stage(str(save_model(CASES["wan, text"].make, tmp_path / "model")))
+    transformer = stage.components["transformer"]
+    cpu = torch.device("cpu")
+    apply_group_offloading(transformer, onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    file = FIELD / "musubi_no_alpha.safetensors"
+    use_loras(stage.card, stage.components, [Lora(sha256_of(file), 1.0, ("transformer",))], [file])
+    changed = [m for n, m in transformer.named_modules() if ".lora_A." in n]
+    assert changed
+    assert all(m._diffusers_hook.get_hook(_GROUP_OFFLOADING) is not None for m in changed)
+
+
 def test_a_dora_scales_each_row_to_its_magnitude(tmp_path: Path) -> None:
     """Liu et al., "DoRA" (2024): m (W + BA) / ||W + BA||, by rows."""
     generator = torch.Generator().manual_seed(0)
