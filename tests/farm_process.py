@@ -108,5 +108,8 @@ def wait_until(
         if during is not None and during.poll() is not None:
             raise AssertionError(f"the command ended while {what} was waited for: {finish(during)}")
         if time.monotonic() > end:
+            if during is not None:
+                end_tree(during.pid)
+                kill(during)  # reaps it, and closes its pipes: the next test must not pay for this one
             raise TimeoutError(f"waited {timeout_s:g} s for {what}")
         time.sleep(0.05)

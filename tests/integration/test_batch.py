@@ -116,8 +116,11 @@ def test_forty_rows_whose_driver_dies_twice(tmp_path: Path) -> None:
         told: list[Done] = []
         for at_least, number in ((5, signal.SIGKILL), (15, signal.SIGTERM)):
             process = start_farm(*command, "--address", cluster.address)
-            driver = psutil.Process(process.pid)  # the controller renders without it, too
-            wait_until("the driver to connect", lambda driver=driver: driver.net_connections(), timeout_s=60)
+            tree = psutil.Process(process.pid)  # the controller renders without the driver, too
+            wait_until(
+                "the driver to connect", lambda tree=tree: any(p.net_connections() for p in tree.children()),
+                timeout_s=60, during=process,
+            )  # fmt: skip
             wanted = max(at_least, len(list(tmp_path.glob("store/films/*/film.mp4"))) + 3)
             wait_until(
                 f"{wanted} films", lambda n=wanted: len(list(tmp_path.glob("store/films/*/film.mp4"))) >= n,
