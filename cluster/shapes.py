@@ -143,12 +143,12 @@ class EstimateAnswer(BaseModel):
 
 
 class PriorityOrder(BaseModel):
-    model_config = {"extra": "forbid", "json_schema_extra": {"example": {"priority": 80}}}
+    model_config = {"extra": "forbid", "strict": True, "json_schema_extra": {"example": {"priority": 80}}}
     priority: int = Field(ge=0, le=100)
 
 
 class RequeueOrder(BaseModel):
-    model_config = {"extra": "forbid"}
+    model_config = {"extra": "forbid", "strict": True}
     everything: bool = Field(default=False, description="also what is finished")
 
 

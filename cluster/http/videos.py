@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cluster.http.films import Once, caller_of, errors, service_of
 from cluster.http.incoming import Incoming, check_picture, copied, fields_of, incoming
@@ -55,6 +55,14 @@ class VideoRequest(BaseModel):
     input_reference: str | None = Field(
         default=None, description="the picture that it begins with: a file of the form, or where that is allowed a URL"
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth_value(cls, value: Any) -> Any:
+        """Forms give numbers as texts, which are read; but true is not 1."""
+        if isinstance(value, bool):
+            raise ValueError("must not be true or false")
+        return value
 
 
 class Remix(BaseModel):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from service_case import files_of
+from service_case import BOARD, YAML, files_of
 
 from farm.store.journal import Journal, Owner, new_orders, take_lease
 from farm.store.store import Store
@@ -79,3 +79,12 @@ def test_states_are_told_in_the_four_words_that_clients_know(client: TestClient,
     client.app.state.service.now.now += 31 * 86_400  # type: ignore[attr-defined]  # the test's clock
     expired = client.get(f"/v1/videos/{video}/content")
     assert (expired.status_code, "expired" in expired.text) == (404, True)
+
+
+@pytest.mark.parametrize("key", ["num_inference_steps", "seconds", "seed", "num_frames", "fps", "guidance_scale"])
+def test_true_is_no_number(key: str, client: TestClient) -> None:
+    answer = client.post("/v1/videos", json={"prompt": "a red ball", key: True})
+    assert answer.status_code == 400, answer.text
+    film = client.post("/v1/films", content=BOARD, headers=YAML).json()["id"]
+    assert client.post(f"/v1/films/{film}/priority", json={"priority": True}).status_code == 400
+    assert client.post(f"/v1/films/{film}/requeue", json={"everything": 1}).status_code == 400
