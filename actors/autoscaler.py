@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from farm.pools.growth import Growth
+from farm.pools.growth import Growth, accelerator_in
 from farm.pools.pools import NodeFacts
 
 log = logging.getLogger(__name__)
@@ -76,9 +76,8 @@ def facts_of(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
         KeyError: it leaves its resources to be found once it is there.
     """
     has = told["resources"]
-    kinds = [k.removeprefix("accelerator_type:") for k in has if k.startswith("accelerator_type:")]
     return {
         "node": f"type {name}", "cpus": float(has["CPU"]), "gpus": float(has.get("GPU", 0)),
-        "memory_bytes": float(has.get("memory", "inf")), "accelerator": kinds[0] if kinds else None,
+        "memory_bytes": float(has.get("memory", "inf")), "accelerator": accelerator_in(has),
         "labels": dict(told.get("labels", {})),
     }  # fmt: skip

@@ -22,6 +22,7 @@ from actors.replica import Replica
 from farm.control.fleet import Ran, ReplicaSpec, Status
 from farm.errors import FarmError, ReplicaLost
 from farm.pools.gangs import is_within_a_node
+from farm.pools.growth import accelerator_in
 from farm.pools.pools import NodeFacts, Pool
 from farm.task import Task
 
@@ -170,11 +171,10 @@ def cluster_nodes() -> list[NodeFacts]:
         if not node["Alive"]:
             continue
         has = node["Resources"]
-        kinds = [k.removeprefix("accelerator_type:") for k in has if k.startswith("accelerator_type:")]
         facts.append(
             NodeFacts(
                 node=node["NodeID"], cpus=has.get("CPU", 0), gpus=has.get("GPU", 0), memory_bytes=has.get("memory", 0),
-                accelerator=kinds[0] if kinds else None, labels=node.get("Labels", {}),
+                accelerator=accelerator_in(has), labels=node.get("Labels", {}),
             )
         )  # fmt: skip
     return facts

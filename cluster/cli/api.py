@@ -105,7 +105,7 @@ def render(
     Args:
         out: a file (.mp4 .mkv .webm .mov), or a folder for PNG frames; in the store alone if not given.
     Raises:
-        InputError: the storyboard, the pools or `out` are at fault; nothing was rendered.
+        InputError: the storyboard, the pools or `out` are at fault, and nothing was rendered; or weights, when read.
         RenderError: the render failed; the same call goes on from what exists.
         KeyboardInterrupt: it was interrupted; so does this.
     """

@@ -40,7 +40,7 @@ class Order:
     warnings: tuple[Problem, ...]
     files: dict[str, Path]
     gangs: dict[str, Estimate]  # of pools of several ranks
-    loras: Mapping[tuple[str, str], LoraFit]  # by path and transformer
+    loras: Mapping[tuple[str, str, str], LoraFit]  # by model, path and transformer
 
 
 def read_order(args: argparse.Namespace, answer: Answer, *, target: Target, on_cluster: bool = False) -> Order:

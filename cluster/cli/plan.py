@@ -23,8 +23,8 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
     if args.json:
         answer.data["why"] = why
         answer.data["loras"] = [
-            {"path": path, "for": target, "layers": len(fit.layers), "left_out": dict(fit.left_out)}
-            for (path, target), fit in order.loras.items()
+            {"model": model, "path": path, "for": target, "layers": len(fit.layers), "left_out": dict(fit.left_out)}
+            for (model, path, target), fit in order.loras.items()
         ]
         answer.data["gangs"] = {
             name: {**asdict(g.degrees), "step_s": g.step_s, "compute_s": g.compute_s, "exchange_s": g.exchange_s}
@@ -33,8 +33,8 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
         return answer.finish(0)
     for line in plan_table(order.job, order.plan, order.missing, why):
         print(line)
-    for (path, target), fit in order.loras.items():
-        print(f"\n{path} ({fit.layout} layout) changes {len(fit.layers)} layers of {target}")
+    for (model, path, target), fit in order.loras.items():
+        print(f"\n{path} ({fit.layout} layout) changes {len(fit.layers)} layers of {model}'s {target}")
     for name, gang in order.gangs.items():
         ranks = order.pools[name].ranks
         print(f"\npool {name}: {ranks} ranks as {gang} (an estimate; farm/pools/parallel.py says by what)")

@@ -19,7 +19,7 @@ from cluster.cli.report import try_to_draw_report
 from cluster.ray import Connection, check_this_machine
 from farm.errors import DamagedError, Problem, RenderError
 from farm.plan.plan import tasks_to_run
-from farm.store.jobs import find_warnings, publish_film, read_seams
+from farm.store.jobs import publish_film, read_seams, read_warnings
 from farm.store.journal import look_at_lease, read_attempts
 
 
@@ -73,7 +73,9 @@ def run(args: argparse.Namespace, answer: Answer) -> int:
         told["clip"] = order.store.place(
             f"films/{order.job.id}/shots/{shot.id}.{order.plan.tasks[shot.clip].extension}"
         )
-    answer.warn(replace(w, file=str(args.storyboard)) for w in find_warnings(order.store, order.job, order.plan))
+    known = {w.message for w in order.warnings}  # those of planning have been told; the others lie beside the film
+    made = [w for w in read_warnings(order.store, order.job.id) if w.message not in known]
+    answer.warn(replace(w, file=str(args.storyboard)) for w in made)
     answer.data |= {"status": "completed", "film": path, "seams": read_seams(order.store, order.plan)}
     ran, reused = answer.data["tasks"]["run"], answer.data["tasks"]["reused"]
     print(

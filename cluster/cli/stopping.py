@@ -11,8 +11,10 @@ TWICE_S = 1.0  # systemd and others signal the parent, which passes it on, and u
 
 
 class StopRequest:
-    """Remembers, for the time of the block, Ctrl-C or SIGTERM; the second one ends it at once. Signals reach the main
-    thread alone: a block in another thread is not asked to stop."""
+    """Remembers, for the time of the block, Ctrl-C or SIGTERM; another one, after TWICE_S, ends it at once.
+
+    Signals reach the main thread alone: a block in another thread is not asked to stop.
+    """
 
     def __enter__(self) -> StopRequest:
         self.asked, self.asked_at = False, 0.0

@@ -26,7 +26,7 @@ class Ground:
     fps: float
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
-    loras: dict[tuple[str, str], LoraFit] = field(default_factory=dict)  # by path and transformer, as they fit
+    loras: dict[tuple[str, str, str], LoraFit] = field(default_factory=dict)  # by model, path and transformer
     files: dict[str, Path] = field(default_factory=dict)  # the author's, by their SHA-256
     done: dict[str, FilmShot | None] = field(default_factory=dict)
 

@@ -97,17 +97,18 @@ def loras_of(ground: Ground, place: Place, shot: Shot, model: Checkpoint) -> tup
         else:
             try:
                 told = f"{name}.path {asked.path!r}"
-                header = read_header(path, place=told)
                 for target in targets:
-                    layers = layers_of(Path(model.folder) / target)
-                    ground.loras[asked.path, target] = fit_lora(header, layers, card, place=told)
+                    if (model.name, asked.path, target) not in ground.loras:  # a film's are those of all its shots
+                        header, layers = read_header(path, place=told), layers_of(Path(model.folder) / target)
+                        fit = fit_lora(header, layers, card, place=told)
+                        ground.loras[model.name, asked.path, target] = fit
             except (InputError, OSError) as e:
                 fault = str(e) if isinstance(e, InputError) else f"{name}.path must be a file: {e}"
         if fault:
             ground.fault((*where, k), fault)
             continue
         for target in targets:
-            fit = ground.loras[asked.path, target]
+            fit = ground.loras[model.name, asked.path, target]
             if fit.left_out:
                 told = f"{name}: {asked.path} changes {len(fit.layers)} layers of {target}"
                 ground.warn((*where, k), f"{told}; left out: {fit.omissions}")

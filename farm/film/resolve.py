@@ -33,7 +33,7 @@ class Resolved:
     warnings: tuple[Problem, ...]
     files: dict[str, Path]  # the author's, by their SHA-256
     models: tuple[Checkpoint, ...]  # the film's, then those of single shots
-    loras: Mapping[tuple[str, str], LoraFit]  # by path and transformer
+    loras: Mapping[tuple[str, str, str], LoraFit]  # by model, path and transformer
 
 
 def resolve(

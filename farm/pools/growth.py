@@ -20,6 +20,12 @@ class Growth:
     types: tuple[NodeFacts, ...] = ()
 
 
+def accelerator_in(resources: Mapping[str, float]) -> str | None:
+    """The kind of GPU among a node's resources, as Ray names it."""
+    kinds = (k.removeprefix("accelerator_type:") for k in resources if k.startswith("accelerator_type:"))
+    return next(kinds, None)
+
+
 def can_never_fit(pools: Mapping[str, Pool], nodes: Sequence[NodeFacts], growth: Growth) -> list[Problem]:
     """Pools that the cluster can never hold. How many nodes of a kind there may be is left out: what is full now may
     be free later."""

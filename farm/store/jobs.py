@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from farm.document import Document, read_document
+from farm.document import read_document
 from farm.errors import DamagedError, DamagedRecord, InputError, Problem, StoreError, problem_from_json
 from farm.film.film import Film
 from farm.film.looks import Look, fault_of
@@ -97,7 +96,10 @@ def publish_film(store: Store, job: Job, plan: Plan) -> str:
     Raises:
         DamagedError: some of it is damaged, all of which has been set aside: it must be made again.
     """
-    damaged, shown = list[StoreError](), {shot.clip: f"shots/{shot.id}" for shot in plan.shots} | {plan.film: "film"}
+    damaged, shown = (
+        dict[str, StoreError](),
+        {shot.clip: f"shots/{shot.id}" for shot in plan.shots} | {plan.film: "film"},
+    )
     film = ""
     for key in plan.targets:
         task = plan.tasks[key]
@@ -109,10 +111,10 @@ def publish_film(store: Store, job: Job, plan: Plan) -> str:
         except StoreError as e:  # another film that has it too may have set it aside
             if not isinstance(e, DamagedError) and store.has(task):
                 raise
-            damaged.append(e)
+            damaged[key] = e
     if damaged:
-        more = f", and {len(damaged) - 1} more" if damaged[1:] else ""
-        raise DamagedError(f"{damaged[0]}{more}", next(k for k in plan.targets))
+        key, first = next(iter(damaged.items()))
+        raise DamagedError(f"{first}" + (f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""), key)
     store.publish(f"films/{job.id}/seams.json", json.dumps(read_seams(store, plan), indent=1).encode())
     warnings = [w.as_json() for w in (*job.warnings, *find_warnings(store, job, plan))]
     store.publish(f"films/{job.id}/warnings.json", json.dumps(warnings, indent=1).encode())
@@ -142,36 +144,34 @@ def find_warnings(store: Store, job: Job, plan: Plan) -> list[Problem]:
     noted = [*texts, *dict.fromkeys(key for shot in plan.shots for key in shot.frames)]
     with ThreadPoolExecutor(READERS) as pool:
         notes = dict(zip(noted, pool.map(lambda key: _note(store, plan.tasks[key]), noted), strict=True))
-    found, place_of = [], _Places(job.storyboard)
+    found: list[tuple[str, str, tuple[str, ...]]] = []  # shot, what is to be said, the keys that it may be about
     for key, (label, request) in texts.items():
         if cut := notes[key].get("cut"):
             lost = f"{cut['lost'][:80]!r}" + (" ..." if len(cut["lost"]) > 80 else "")
             must = f"the prompt of {label} must have at most {cut['limit']} tokens for {request.family}"
-            found.append(place_of.problem(label, f"{must}, got {cut['tokens']}; cut: {lost}", "prompt", "prompts"))
+            found.append((label, f"{must}, got {cut['tokens']}; cut: {lost}", ("prompt", "prompts")))
     for shot in plan.shots:
         looks = [Look(**notes[key]["look"]) for key in shot.frames if "look" in notes.get(key, {})]
         if len(looks) == len(shot.frames) and (fault := fault_of(looks)):
-            found.append(place_of.problem(shot.id, f"shot {shot.id} {fault}"))
-    return found
+            found.append((shot.id, f"shot {shot.id} {fault}", ()))
+    return _placed(job.storyboard, found) if found else []
 
 
-class _Places:
-    """Where shots stand in the storyboard that its author wrote; nowhere, where that cannot be read any more."""
-
-    def __init__(self, storyboard: str) -> None:
-        self.document, self.shots, self.index = Document({}, {}, ""), list[Any](), dict[str, int]()
-        with contextlib.suppress(InputError, KeyError, TypeError):
-            self.document = read_document(storyboard.encode(), file="")
-            self.shots = list(self.document.data["shots"])
-            self.index = {shot["id"]: i for i, shot in enumerate(self.shots)}
-
-    def problem(self, shot: str, message: str, *keys: str) -> Problem:
-        """A fault of a shot, at the first of these keys that it has."""
-        if shot not in self.index:
-            return Problem(message)
-        i = self.index[shot]
-        key = [key for key in keys if key in self.shots[i]][:1]
-        return self.document.problem(("shots", i, *key), message)
+def _placed(storyboard: str, found: Sequence[tuple[str, str, tuple[str, ...]]]) -> list[Problem]:
+    """Warnings with their keys and lines in the storyboard; without where that cannot be read any more."""
+    try:
+        document = read_document(storyboard.encode(), file="")
+        index = {shot["id"]: (i, shot) for i, shot in enumerate(document.data["shots"])}
+    except (InputError, KeyError, TypeError):
+        return [Problem(message) for _, message, _ in found]
+    made = []
+    for name, message, keys in found:
+        if name in index:
+            i, shot = index[name]
+            made.append(document.problem(("shots", i, *[key for key in keys if key in shot][:1]), message))
+        else:
+            made.append(Problem(message))
+    return made
 
 
 def _note(store: Store, task: Task) -> dict[str, Any]:

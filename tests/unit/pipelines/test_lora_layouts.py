@@ -16,6 +16,7 @@ from tiny_families import save as save_model
 
 from farm.errors import InputError
 from farm.models.checkpoint import find_checkpoint
+from farm.models.safetensors import Header, read_header
 from farm.task import Lora
 from pipelines import denoise
 from pipelines.loras import use_loras
@@ -211,6 +212,23 @@ def test_a_dora_scales_each_row_to_its_magnitude(tmp_path: Path) -> None:
     changed = module.base_layer.weight + up @ down
     wanted = x @ (magnitude * changed / changed.norm(dim=1, keepdim=True)).T + module.base_layer.bias
     assert torch.allclose(module(x), wanted, atol=1e-5)
+
+
+def test_a_films_lora_is_read_once_and_not_for_each_shot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+
+    def counted(path: Path, *, place: str) -> Header:
+        reads.append(path)
+        return read_header(path, place=place)
+
+    monkeypatch.setattr("farm.film.pictures.read_header", counted)
+    save_model(CASES["wan, text"].make, tmp_path / "model")
+    file = FIELD / "musubi_no_alpha.safetensors"
+    shots = [{"id": f"s{i}", "prompt": "x", "frames": 5, "seed": i} for i in range(20)]
+    board = {"size": "64x48", "shots": shots, "loras": [{"path": str(file)}]}
+    film = resolve_board(board, find_checkpoint("model", beside=tmp_path)).film
+    assert all(shot.loras for shot in film.shots)
+    assert reads == [file]
 
 
 LAYER = "diffusion_model.blocks.0.self_attn.q"
